@@ -1,0 +1,35 @@
+// The two backends: the same ops on the same params.
+//
+// cpu:: runs on the caller's thread pool and checks data-dependent indices (block ids, slots, cu_seqlens)
+// before anything is written; a bad one throws IndexError. cuda:: enqueues on `stream` (a cudaStream_t) and
+// skips what is out of range.
+#pragma once
+#include <stdexcept>
+
+#include "parallel.h"
+#include "params.h"
+
+namespace skv {
+
+class IndexError : public std::out_of_range {
+ public:
+  using std::out_of_range::out_of_range;
+};
+
+#define SKV_FOR_EACH_OP(X) X(append_kv, AppendKvParams)
+
+namespace cpu {
+#define SKV_DECLARE(op, Params) void op(const Params& params, const Parallel& pool);
+SKV_FOR_EACH_OP(SKV_DECLARE)
+#undef SKV_DECLARE
+// The instruction set in use: "portable", "avx2", "avx512" or "avx512_bf16".
+const char* isa_name();
+}  // namespace cpu
+
+namespace cuda {
+#define SKV_DECLARE(op, Params) void op(const Params& params, void* stream);
+SKV_FOR_EACH_OP(SKV_DECLARE)
+#undef SKV_DECLARE
+}  // namespace cuda
+
+}  // namespace skv

@@ -1,0 +1,194 @@
+// The parameters of every op: trivially copyable structs that an entry fills once and a kernel reads.
+//
+// Both backends take the same struct, so it is also the contract between csrc/torch (or a C++ server) and the
+// kernels. Neither torch nor CUDA appears here. Strides are in elements. Last dimensions are contiguous.
+// Names as in the ops.
+#pragma once
+#include <cstdint>
+
+namespace skv {
+
+enum class DType : int8_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat8E4M3 = 3 };
+
+constexpr int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2;
+}
+
+// k_cache or v_cache of one layer: [num_blocks, block_size, num_kv_heads, head_dim].
+struct CacheView {
+  void* data;
+  int64_t block_stride;
+  int64_t token_stride;
+  int64_t head_stride;
+};
+
+// What all caches of one call have in common.
+struct CacheShape {
+  int64_t num_blocks;
+  int32_t block_size;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  DType dtype;
+};
+
+// Rows of heads: [num_tokens, num_heads, head_dim], typically a slice of a fused QKV buffer.
+struct HeadsView {
+  void* data;
+  int64_t token_stride;
+  int64_t head_stride;
+};
+
+// An fp8 scale of shape [] (both strides 0), [num_kv_heads] or [batch, num_kv_heads]; data == nullptr
+// means 1.
+struct ScaleView {
+  const float* data;
+  int64_t batch_stride;
+  int64_t head_stride;
+};
+
+struct AppendKvParams {
+  CacheView k_cache, v_cache;
+  CacheShape cache;
+  HeadsView key, value;         // [>= num_tokens, num_kv_heads, head_dim] of dtype
+  DType dtype;                  // of key and value; the cache has the same or fp8
+  const int64_t* slot_mapping;  // [num_tokens], negative = skip
+  int64_t num_tokens;
+  ScaleView k_scale, v_scale;
+};
+
+struct RopeAppendKvParams {
+  AppendKvParams append;
+  HeadsView query_out, query;  // [>= num_tokens, num_heads, head_dim] of append.dtype; may be the same memory
+  int32_t num_heads;
+  const void* positions;  // [num_tokens], int64 or int32
+  bool positions_are_int64;
+  const void* cos_sin_cache;  // [max_position, rotary_dim], cos first, then sin
+  DType cos_sin_dtype;
+  int64_t cos_sin_stride;  // between positions
+  int64_t max_position;
+  int32_t rotary_dim;
+  bool interleaved;
+  const void* q_norm_weight;  // [head_dim] of append.dtype, or nullptr
+  const void* k_norm_weight;
+  float norm_eps;
+};
+
+struct DeltaPrefillParams {
+  HeadsView out, query;  // [total_q, num_heads, head_dim] of dtype
+  DType dtype;           // of query and out; the cache has the same or fp8
+  float* lse;            // [num_heads, total_q] or nullptr
+  int64_t lse_head_stride;
+  CacheView k_cache, v_cache;
+  CacheShape cache;
+  int32_t num_heads;
+  int64_t total_q;
+  int64_t batch;
+  const int32_t* cu_seqlens_q;  // [batch + 1]
+  const int32_t* seqused_k;     // [batch]
+  const int32_t* block_table;   // [batch, max_blocks]
+  int64_t block_table_stride;
+  int64_t max_blocks;
+  int32_t max_seqlen_q;
+  float softmax_scale;
+  bool causal;
+  int32_t window_left;       // -1 = no window
+  float softcap;             // 0 = off
+  const int32_t* tree_mask;  // [total_q, mask_words] or nullptr
+  int64_t tree_mask_stride;
+  int32_t mask_words;
+  const float* sinks;  // [num_heads] or nullptr
+  ScaleView k_scale, v_scale;
+  int32_t num_splits;       // 0 = decided by the library, n >= 1 = exactly n, -1 = batch-invariant
+  const int32_t* schedule;  // from schedule_delta_prefill, or nullptr
+  int64_t schedule_size;
+};
+
+struct ScheduleDeltaPrefillParams {
+  int32_t* schedule;
+  int64_t schedule_size;
+  const int32_t* cu_seqlens_q;  // [batch + 1]
+  const int32_t* seqused_k;     // [batch]
+  int64_t batch;
+  int32_t num_heads, num_kv_heads, head_dim;
+  int32_t max_seqlen_q;
+  int32_t num_splits;
+  bool causal;
+  int32_t window_left;
+};
+
+struct MergeStatesParams {
+  HeadsView out, out_a, out_b;  // [total_q, num_heads, head_dim] of dtype; out may be out_a
+  DType dtype;
+  float* lse;  // [num_heads, total_q]; may be lse_a
+  const float* lse_a;
+  const float* lse_b;
+  int64_t lse_stride, lse_a_stride, lse_b_stride;  // between heads
+  int64_t total_q;
+  int32_t num_heads, head_dim;
+};
+
+struct CopyBlocksParams {
+  // HOST arrays [num_layers] of device pointers: a CUDA launcher passes them on as kernel parameters.
+  void* const* k_caches;
+  void* const* v_caches;
+  int64_t num_layers;
+  CacheView k_layout, v_layout;  // strides of every layer; data is not used
+  CacheShape cache;
+  const int32_t* src_blocks;  // [num_copies]
+  const int32_t* dst_blocks;
+  const int32_t* num_tokens;  // [num_copies] or nullptr = whole blocks
+  int64_t num_copies;
+};
+
+struct CompactKvParams {
+  void* const* k_caches;  // as in CopyBlocksParams
+  void* const* v_caches;
+  int64_t num_layers;
+  CacheView k_layout, v_layout;
+  CacheShape cache;
+  const int64_t* src_slots;  // [num_moves]
+  const int64_t* dst_slots;
+  const int32_t* cu_moves;  // [batch + 1]
+  int64_t num_moves;
+  int64_t batch;
+};
+
+struct VerifyDraftsParams {
+  int32_t* tokens;      // [batch, max_rows], stride tokens_stride
+  int32_t* num_tokens;  // [batch]
+  int32_t* rows;        // [batch, max_rows] or nullptr
+  float* logprobs;      // [batch, max_rows] or nullptr
+  int64_t tokens_stride, rows_stride, logprobs_stride;
+  int64_t max_rows;
+  const void* logits;  // [total_rows, vocab] of dtype
+  int64_t logits_stride;
+  DType dtype;
+  int64_t total_rows, vocab, batch;
+  const int32_t* draft_tokens;  // [total_rows]
+  const int32_t* cu_rows;       // [batch + 1]
+  const int32_t* parents;       // [total_rows] or nullptr = a chain
+  const float* temperature;     // [batch], nullptr = greedy
+  const int32_t* top_k;         // [batch] or nullptr
+  const float* top_p;
+  const float* min_p;
+  const int64_t* seeds;  // [batch], required with a temperature
+  const int64_t* positions;
+  const int32_t* token_bitmask;  // [total_rows, ceil(vocab / 32)] or nullptr
+  int64_t bitmask_stride;
+  void* workspace;  // device scratch of workspace_size bytes, CUDA only
+  int64_t workspace_size;
+};
+
+struct ProposeDraftsParams {
+  int32_t* drafts;  // [batch, max_drafts]
+  int64_t drafts_stride;
+  int32_t* num_drafts;     // [batch]
+  const int32_t* history;  // [batch, max_history]
+  int64_t history_stride;
+  const int32_t* history_lens;  // [batch]
+  int64_t batch, max_drafts, max_history;
+  int32_t max_ngram, min_ngram;
+  bool latest;
+};
+
+}  // namespace skv
