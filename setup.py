@@ -27,9 +27,7 @@ def torch_dir() -> pathlib.Path:
     isolated = pathlib.Path(sysconfig.get_paths()["purelib"]) / "torch"
     if (isolated / "include").is_dir():
         return isolated
-    sys.exit(
-        "stateful_kv: torch is not installed in this environment; install it first (2.11 or newer, CPU or CUDA)"
-    )
+    sys.exit("stateful_kv: torch is not installed in this environment; install it first (2.11 or newer, CPU or CUDA)")
 
 
 class CMakeBuild(build_ext):

@@ -1,4 +1,4 @@
-"""Typed wrappers of torch.ops.stateful_kv, one per op: they allocate outputs that are not given and raise Python's own errors.
+"""Typed wrappers of torch.ops.stateful_kv, one per op: they allocate missing outputs and raise Python's own errors.
 
 Conventions of all ops (csrc/torch/schemas.cpp is the table of contents): outputs are mutated, last dimensions are
 contiguous, every other stride is free; counts, tokens and tables are int32, slots int64.
