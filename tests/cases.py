@@ -1,7 +1,7 @@
 """Inputs with hard shapes, and the comparisons of the op tests.
 
 A pool is a pair of cache views in one of the memory layouts engines use, over storage that starts as NaN in every
-dtype (all bits set), so that whatever a test does not write is poison. `Frozen` proves that a call changed nothing else.
+dtype (all bits set), so that whatever a test does not write is poison. `Frozen` proves that a call changed nothing.
 """
 
 import math
