@@ -1,0 +1,183 @@
+"""The loop: match, copy-on-write, delta prefill, draft, verify, commit.
+
+One step serves every running session at once, as one ragged batch of rows:
+
+  plan     the runtime (C++) matches prefixes, drafts from what each conversation already says, allocates blocks and fills
+           token ids, positions, slots, tables and copies of the whole batch
+  copy     shared tail blocks that somebody is about to write into, all layers in one launch
+  forward  embedding, then per layer: QKV, rotary embedding + append to the cache, attention of the new rows over the paged
+           KV, output projection and MLP; logits of the rows that decide something
+  verify   draws one token per row and keeps each sequence's longest agreeing draft
+  commit   the runtime appends what was accepted, notices stops, publishes finished turns to the radix tree
+
+Nothing here depends on the length of a conversation: rows are the delta's, the cache holds the rest.
+"""
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .models import Decoder
+from .runtime import Runtime
+
+
+class KVCache:
+    """The block pool's memory: per layer k_cache and v_cache [num_blocks, block_size, num_kv_heads, head_dim].
+
+    Stored head-major within a block, [layers, 2, num_blocks, num_kv_heads, block_size, head_dim], and handed out as
+    permuted views: one head's tokens of a block are contiguous, which is how attention reads them.
+    """
+
+    def __init__(self, model: Decoder, num_blocks: int, block_size: int):
+        c = model.config
+        shape = (c.num_layers, 2, num_blocks, c.num_kv_heads, block_size, c.head_dim)
+        self.storage = torch.empty(shape, device=model.device, dtype=model.dtype)
+        self.keys = [layer[0].transpose(1, 2) for layer in self.storage]
+        self.values = [layer[1].transpose(1, 2) for layer in self.storage]
+
+    @staticmethod
+    def bytes_per_block(model: Decoder, block_size: int) -> int:
+        c = model.config
+        return c.num_layers * 2 * c.num_kv_heads * block_size * c.head_dim * model.dtype.itemsize
+
+
+class Batch:
+    """One step's rows on the model's device (shapes: runtime.Runtime.buffers; `rows` = tokens fed to the model)."""
+
+    token_ids: Tensor  # int32 [rows]
+    positions: Tensor  # int64 [rows]
+    slot_mapping: Tensor  # int64 [rows], negative = already in the cache
+    cu_seqlens_q: Tensor  # int32 [batch + 1]
+    seqused_k: Tensor  # int32 [batch]
+    block_table: Tensor  # int32 [batch, max_blocks]
+    max_seqlen_q: int
+
+    def __init__(self, **fields):
+        self.__dict__.update(fields)
+
+
+def forward(model: Decoder, cache: KVCache, batch: Batch) -> Tensor:
+    """Feeds the batch's rows through the layers; appends their KV in place. Returns hidden states [rows, hidden]."""
+    c = model.config
+    rows, q_size, kv_size = len(batch.token_ids), c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    hidden = model.embed(batch.token_ids)
+    attention = hidden.new_empty(rows, c.num_heads, c.head_dim)
+    scale = c.head_dim**-0.5
+    for layer, k_cache, v_cache in zip(model.layers, cache.keys, cache.values):
+        qkv = layer.qkv(hidden)
+        query = qkv[:, :q_size].view(rows, c.num_heads, c.head_dim)
+        key = qkv[:, q_size : q_size + kv_size].view(rows, c.num_kv_heads, c.head_dim)
+        value = qkv[:, q_size + kv_size :].view(rows, c.num_kv_heads, c.head_dim)
+        ops.rope_append_kv(
+            k_cache, v_cache, query, key, value, batch.positions, model.cos_sin, batch.slot_mapping,
+            q_norm_weight=layer.q_norm, k_norm_weight=layer.k_norm, norm_eps=layer.eps, query_out=query,
+        )  # fmt: skip
+        ops.delta_prefill(
+            query, k_cache, v_cache, batch.cu_seqlens_q, batch.seqused_k, batch.block_table, batch.max_seqlen_q,
+            softmax_scale=scale, window_left=layer.window_left, out=attention,
+        )  # fmt: skip
+        hidden = layer.after_attention(hidden, attention.view(rows, q_size))
+    return hidden
+
+
+class Loop:
+    """Runs steps of a runtime's plan on a model. Holds the step's buffers; the runtime fills them, the device reads them."""
+
+    def __init__(self, model: Decoder, cache: KVCache, runtime: Runtime):
+        self.model, self.cache, self.runtime = model, cache, runtime
+        self.rows_fed = 0  # counted where rows enter the model
+        self.steps = 0
+        self.blocks_copied = 0
+        self._host = {name: torch.from_numpy(array) for name, array in runtime.buffers.items()}
+        if model.device.type == "cuda":  # page-locked, so that copies to the device do not wait
+            self._host = {name: t.pin_memory() for name, t in self._host.items()}
+            runtime.bind({name: t.numpy() for name, t in self._host.items()})
+            self._device = {name: torch.empty_like(t, device=model.device) for name, t in self._host.items()}
+
+    def _take(self, name: str, *size: int) -> Tensor:
+        """The first rows (and columns) of a step buffer, on the model's device."""
+        host = self._host[name][: size[0]] if len(size) == 1 else self._host[name][: size[0], : size[1]]
+        if self.model.device.type != "cuda":
+            return host
+        device = self._device[name][: size[0]] if len(size) == 1 else self._device[name][: size[0], : size[1]]
+        return device.copy_(host, non_blocking=True)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, list[int], str | None]] | None:
+        """One step of every running request. Returns the runtime's events (request, new tokens, finish reason), or
+        None when nothing is runnable. When the forward pass fails or is interrupted, nothing is committed."""
+        plan = self.runtime.plan()
+        if plan is None:
+            return None
+        try:
+            self._run(plan)
+        except BaseException:
+            self.runtime.cancel_step()
+            raise
+        return self.runtime.commit()
+
+    def _run(self, plan) -> None:
+        if plan.num_copies:
+            ops.copy_blocks(
+                self.cache.keys,
+                self.cache.values,
+                self._take("copy_src", plan.num_copies),
+                self._take("copy_dst", plan.num_copies),
+                self._take("copy_num_tokens", plan.num_copies),
+            )
+            self.blocks_copied += plan.num_copies
+        batch = Batch(
+            token_ids=self._take("token_ids", plan.num_tokens),
+            positions=self._take("positions", plan.num_tokens),
+            slot_mapping=self._take("slot_mapping", plan.num_tokens),
+            cu_seqlens_q=self._take("cu_seqlens_q", plan.num_seqs + 1),
+            seqused_k=self._take("seqused_k", plan.num_seqs),
+            block_table=self._take("block_table", plan.num_seqs, max(1, plan.num_blocks_used_in_table)),
+            max_seqlen_q=plan.max_seqlen_q,
+        )
+        self.rows_fed += plan.num_tokens
+        self.steps += 1
+        hidden = forward(self.model, self.cache, batch)
+        if plan.num_logit_rows:
+            self._verify(plan, hidden)
+
+    def _verify(self, plan, hidden: Tensor) -> None:
+        rows = self._take("logit_rows", plan.num_logit_rows)
+        logits = self.model.logits(hidden.index_select(0, rows))
+        sampling = {}
+        if plan.any_sampled:
+            names = ("temperature", "top_k", "top_p", "min_p", "seeds")
+            sampling = {name: self._take(name, plan.num_seqs) for name in names}
+            sampling["positions"] = self._take("sample_positions", plan.num_seqs)
+        out = self._host if self.model.device.type != "cuda" else self._device
+        tokens, num_tokens = out["out_tokens"][: plan.num_seqs], out["out_num_tokens"][: plan.num_seqs]
+        ops.verify_drafts(
+            logits,
+            self._take("draft_tokens", plan.num_logit_rows),
+            self._take("cu_rows", plan.num_seqs + 1),
+            **sampling,
+            tokens=tokens,
+            num_tokens=num_tokens,
+        )
+        if self.model.device.type == "cuda":
+            self._host["out_tokens"][: plan.num_seqs].copy_(tokens, non_blocking=True)
+            self._host["out_num_tokens"][: plan.num_seqs].copy_(num_tokens, non_blocking=True)
+            torch.cuda.current_stream(self.model.device).synchronize()
+
+
+@torch.inference_mode()
+def score(model: Decoder, tokens: list[int], block_size: int = 16) -> Tensor:
+    """float32 logits [vocab] of what follows `tokens`, computed from nothing in a cache of its own: a reference."""
+    n = len(tokens)
+    num_blocks = -(-n // block_size)
+    batch = Batch(
+        token_ids=torch.tensor(tokens, dtype=torch.int32, device=model.device),
+        positions=torch.arange(n, device=model.device),
+        slot_mapping=torch.arange(n, device=model.device),
+        cu_seqlens_q=torch.tensor([0, n], dtype=torch.int32, device=model.device),
+        seqused_k=torch.tensor([n], dtype=torch.int32, device=model.device),
+        block_table=torch.arange(num_blocks, dtype=torch.int32, device=model.device)[None],
+        max_seqlen_q=n,
+    )
+    hidden = forward(model, KVCache(model, num_blocks, block_size), batch)
+    return model.logits(hidden[-1:])[0].float()

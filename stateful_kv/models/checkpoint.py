@@ -1,0 +1,112 @@
+"""Loads a Hugging Face checkpoint directory: config.json and safetensors, sharded or not."""
+
+import json
+import pathlib
+
+import torch
+from torch import Tensor
+
+from . import llama, mistral, qwen2, qwen3
+from .decoder import Decoder, DecoderConfig
+
+FAMILIES = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "mistral": mistral}
+
+
+def read_config(directory: str | pathlib.Path) -> tuple[DecoderConfig, dict]:
+    """The parsed config of a checkpoint and config.json itself.
+
+    Raises FileNotFoundError without config.json, NotImplementedError naming an unsupported architecture or option.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found, expected a Hugging Face checkpoint directory")
+    raw = json.loads(path.read_text())
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        names = ", ".join(raw.get("architectures") or ["none named"])
+        raise NotImplementedError(
+            f"{path}: architecture {names} (model_type {family!r}) is not supported, expected one of {sorted(FAMILIES)}"
+        )
+    if raw.get("quantization_config"):
+        raise NotImplementedError(f"{path}: quantized weights are not supported, expected a plain checkpoint")
+    try:
+        return FAMILIES[family].parse(raw), raw
+    except KeyError as missing:
+        raise ValueError(f"{path}: entry {missing} is missing") from None
+
+
+class _Tensors:
+    """name -> tensor over one safetensors file or the shards of an index; a missing name is an error that says so."""
+
+    def __init__(self, directory: pathlib.Path):
+        try:
+            from safetensors import safe_open
+        except ImportError as error:
+            raise ImportError("loading checkpoints needs safetensors: pip install 'stateful_kv[text]'") from error
+        index = directory / "model.safetensors.index.json"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        else:
+            shards = ["model.safetensors"]
+        self._directory, self._where = directory, {}
+        for shard in shards:
+            if not (directory / shard).is_file():
+                raise FileNotFoundError(f"{directory / shard}: not found, expected the weights as safetensors")
+            file = safe_open(str(directory / shard), framework="pt")
+            self._where.update({name: file for name in file.keys()})
+
+    def take(self, name: str) -> Tensor:
+        if name not in self._where:
+            raise ValueError(f"{self._directory}: tensor {name!r} is missing from the checkpoint")
+        return self._where[name].get_tensor(name)
+
+
+def load(directory: str | pathlib.Path, device: torch.device, dtype: torch.dtype | None = None) -> Decoder:
+    """The checkpoint's weights on `device`; dtype None = the one the config names, else float32.
+
+    Raises as read_config does, ValueError naming a missing tensor or one of a wrong shape.
+    """
+    directory = pathlib.Path(directory)
+    config, raw = read_config(directory)
+    if dtype is None:
+        dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
+    tensors = _Tensors(directory)
+    expected = expected_shapes(config)
+
+    def take(name: str) -> Tensor:
+        tensor = tensors.take(name)
+        if tuple(tensor.shape) != expected[name]:
+            raise ValueError(
+                f"{directory}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(expected[name])}"
+            )
+        return tensor
+
+    return Decoder(config, take, device, dtype)
+
+
+def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor a checkpoint of this config holds."""
+    hidden, inter = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    for i in range(config.num_layers):
+        p, attn, mlp = f"model.layers.{i}.", f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+        shapes |= {p + "input_layernorm.weight": (hidden,), p + "post_attention_layernorm.weight": (hidden,)}
+        shapes |= {attn + f"{n}_proj.weight": (rows, hidden) for n, rows in (("q", q), ("k", kv), ("v", kv))}
+        shapes |= {attn + "o_proj.weight": (hidden, q), mlp + "down_proj.weight": (hidden, inter)}
+        shapes |= {mlp + f"{n}_proj.weight": (inter, hidden) for n in ("gate", "up")}
+        if config.qkv_bias:
+            shapes |= {attn + f"{n}_proj.bias": (rows,) for n, rows in (("q", q), ("k", kv), ("v", kv))}
+        if config.output_bias:
+            shapes[attn + "o_proj.bias"] = (hidden,)
+        if config.mlp_bias:
+            shapes |= {
+                mlp + "gate_proj.bias": (inter,),
+                mlp + "up_proj.bias": (inter,),
+                mlp + "down_proj.bias": (hidden,),
+            }
+        if config.qk_norm:
+            shapes |= {attn + "q_norm.weight": (config.head_dim,), attn + "k_norm.weight": (config.head_dim,)}
+    return shapes

@@ -1,0 +1,107 @@
+"""The decoder all families share: weights and the dense parts of a layer. Attention and the KV cache belong to generate.py.
+
+A family file (llama.py, qwen2.py, ...) turns its config.json into a DecoderConfig; names of tensors are those of
+Hugging Face checkpoints, which these families have in common.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rope import RopeConfig, cos_sin_table
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shapes and switches of one checkpoint."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position: int
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    qkv_bias: bool = False
+    output_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of every query and key head before the rotary embedding (Qwen3)
+    windows: tuple[int, ...] = ()  # per layer: keys a token sees to its left, -1 = all; () = all layers -1
+
+    def window(self, layer: int) -> int:
+        return self.windows[layer] if self.windows else -1
+
+
+class Layer:
+    """One decoder layer: fused QKV and gate-up projections, norms, biases."""
+
+    def __init__(self, config: DecoderConfig, take: Callable[[str], Tensor], index: int):
+        p = f"model.layers.{index}."
+        attn, mlp = p + "self_attn.", p + "mlp."
+
+        def fused(kind: str, names: list[str]) -> Tensor:
+            return torch.cat([take(f"{name}_proj.{kind}") for name in names])
+
+        qkv, gate_up = [attn + n for n in "qkv"], [mlp + "gate", mlp + "up"]
+        self.eps = config.rms_norm_eps
+        self.window_left = config.window(index)
+        self.input_norm = take(p + "input_layernorm.weight")
+        self.qkv_weight = fused("weight", qkv)
+        self.qkv_bias = fused("bias", qkv) if config.qkv_bias else None
+        self.q_norm = take(attn + "q_norm.weight") if config.qk_norm else None
+        self.k_norm = take(attn + "k_norm.weight") if config.qk_norm else None
+        self.o_weight = take(attn + "o_proj.weight")
+        self.o_bias = take(attn + "o_proj.bias") if config.output_bias else None
+        self.post_norm = take(p + "post_attention_layernorm.weight")
+        self.gate_up_weight = fused("weight", gate_up)
+        self.gate_up_bias = fused("bias", gate_up) if config.mlp_bias else None
+        self.down_weight = take(mlp + "down_proj.weight")
+        self.down_bias = take(mlp + "down_proj.bias") if config.mlp_bias else None
+        self.intermediate = config.intermediate_size
+
+    def qkv(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, (num_heads + 2 * num_kv_heads) * head_dim]."""
+        normed = F.rms_norm(hidden, hidden.shape[-1:], self.input_norm, self.eps)
+        return F.linear(normed, self.qkv_weight, self.qkv_bias)
+
+    def after_attention(self, hidden: Tensor, attention: Tensor) -> Tensor:
+        """Output projection, residual, MLP, residual. hidden is updated in place and returned."""
+        hidden += F.linear(attention, self.o_weight, self.o_bias)
+        normed = F.rms_norm(hidden, hidden.shape[-1:], self.post_norm, self.eps)
+        gate_up = F.linear(normed, self.gate_up_weight, self.gate_up_bias)
+        gate, up = gate_up[:, : self.intermediate], gate_up[:, self.intermediate :]
+        hidden += F.linear(F.silu(gate).mul_(up), self.down_weight, self.down_bias)
+        return hidden
+
+
+class Decoder:
+    """A checkpoint's weights on one device, in one dtype."""
+
+    def __init__(self, config: DecoderConfig, take: Callable[[str], Tensor], device: torch.device, dtype: torch.dtype):
+        """take(name) returns the checkpoint's tensor `name`, or raises an error that names it."""
+
+        def place(name: str) -> Tensor:
+            return take(name).to(device=device, dtype=dtype)
+
+        self.config, self.device, self.dtype = config, device, dtype
+        self.embedding = place("model.embed_tokens.weight")
+        self.layers = [Layer(config, place, i) for i in range(config.num_layers)]
+        self.norm = place("model.norm.weight")
+        self.lm_head = self.embedding if config.tie_word_embeddings else place("lm_head.weight")
+        self.cos_sin = cos_sin_table(config.rope, config.max_position, device)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return F.embedding(token_ids, self.embedding)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab], in the model's dtype."""
+        normed = F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.config.rms_norm_eps)
+        return F.linear(normed, self.lm_head)
