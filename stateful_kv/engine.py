@@ -1,7 +1,7 @@
 """Engine and Session: conversations that stay on the device, and the turns taken on them.
 
-An Engine owns one model, one block pool and the radix tree over it; a Session is one agent's conversation in it. One thread
-owns an engine and all its sessions.
+An Engine owns one model, one block pool and the radix tree over it; a Session is one agent's conversation in it.
+One thread owns an engine and all its sessions.
 """
 
 import os
@@ -24,10 +24,13 @@ Tokens = Sequence[int] | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class TurnStats:
-    """What a turn cost. Tokens: prompt = everything the answer depends on; of it, reused came from the cache, delta is what
-    the caller brought, recomputed is KV that had been evicted. fed = rows that entered the model, answer and drafts
-    included. drafted / accepted: speculated tokens. Seconds: prefill_s from submission to the first token, decode_s from
-    there to the last."""
+    """What a turn cost.
+
+    Tokens: prompt = everything the answer depends on; of it, reused came from the cache, delta is what the caller
+    brought, recomputed is KV that had been evicted. fed = rows that entered the model, answer and drafts included.
+    drafted / accepted: speculated tokens. Seconds: prefill_s from submission to the first token, decode_s from there to
+    the last.
+    """
 
     prompt_tokens: int
     reused_tokens: int
@@ -141,10 +144,10 @@ class Session:
 class Engine:
     """One model, one block pool, many sessions.
 
-    num_blocks: cache blocks of block_size tokens; None = 90 % of the free memory of a GPU, or a quarter of the host's (at
-    most 8 GiB) on the CPU. speculation: PromptLookup(...) or None. prefix_cache: whether sessions share prefixes through the
-    radix tree (a session always keeps its own). max_batch_tokens: rows of one step; longer deltas are ingested in chunks.
-    max_seqs: requests that run at the same time.
+    num_blocks: cache blocks of block_size tokens; None = 90 % of the free memory of a GPU, or a quarter of the host's
+    (at most 8 GiB) on the CPU. speculation: PromptLookup(...) or None. prefix_cache: whether sessions share prefixes
+    through the radix tree (a session always keeps its own). max_batch_tokens: rows of one step; longer deltas are
+    ingested in chunks. max_seqs: requests that run at the same time.
     """
 
     def __init__(

@@ -2,11 +2,11 @@
 
 One step serves every running session at once, as one ragged batch of rows:
 
-  plan     the runtime (C++) matches prefixes, drafts from what each conversation already says, allocates blocks and fills
-           token ids, positions, slots, tables and copies of the whole batch
+  plan     the runtime (C++) matches prefixes, drafts from what each conversation already says, allocates blocks and
+           fills token ids, positions, slots, tables and copies of the whole batch
   copy     shared tail blocks that somebody is about to write into, all layers in one launch
-  forward  embedding, then per layer: QKV, rotary embedding + append to the cache, attention of the new rows over the paged
-           KV, output projection and MLP; logits of the rows that decide something
+  forward  embedding, then per layer: QKV, rotary embedding + append to the cache, attention of the new rows over the
+           paged KV, output projection and MLP; logits of the rows that decide something
   verify   draws one token per row and keeps each sequence's longest agreeing draft
   commit   the runtime appends what was accepted, notices stops, publishes finished turns to the radix tree
 
@@ -81,7 +81,7 @@ def forward(model: Decoder, cache: KVCache, batch: Batch) -> Tensor:
 
 
 class Loop:
-    """Runs steps of a runtime's plan on a model. Holds the step's buffers; the runtime fills them, the device reads them."""
+    """Runs steps of a runtime's plan on a model. The runtime fills the step's buffers, the device reads them."""
 
     def __init__(self, model: Decoder, cache: KVCache, runtime: Runtime):
         self.model, self.cache, self.runtime = model, cache, runtime

@@ -53,7 +53,7 @@ class _Tensors:
             if not (directory / shard).is_file():
                 raise FileNotFoundError(f"{directory / shard}: not found, expected the weights as safetensors")
             file = safe_open(str(directory / shard), framework="pt")
-            self._where.update({name: file for name in file.keys()})
+            self._where.update(dict.fromkeys(file.keys(), file))
 
     def take(self, name: str) -> Tensor:
         if name not in self._where:

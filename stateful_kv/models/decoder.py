@@ -1,4 +1,4 @@
-"""The decoder all families share: weights and the dense parts of a layer. Attention and the KV cache belong to generate.py.
+"""The decoder all families share: weights and the dense parts of a layer. Attention and cache belong to generate.py.
 
 A family file (llama.py, qwen2.py, ...) turns its config.json into a DecoderConfig; names of tensors are those of
 Hugging Face checkpoints, which these families have in common.
