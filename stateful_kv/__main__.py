@@ -1,0 +1,21 @@
+"""The command line: `python -m stateful_kv demo`, also installed as `stateful-kv`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .demo import main as demo
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="stateful-kv", description="Stateful LLM inference for agents.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo.add_arguments(
+        commands.add_parser("demo", help="tool-calling agents on one KV cache", description=demo.__doc__)
+    )
+    return demo.main(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

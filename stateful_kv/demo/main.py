@@ -1,0 +1,123 @@
+"""`python -m stateful_kv demo`: agents that share one resident KV cache, beside the same work recomputed each turn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .driver import Crew, RoundRecord, run_baseline
+from .report import GAP_BOUND, all_turns, compare, machine, summarise, summary_text, table, turn_json
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="DIR", help="config.json, safetensors and tokenizer.json")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--dtype", choices=_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--turns", type=positive, default=99, metavar="N", help="at most N turns of each agent")
+    parser.add_argument("--max-tokens", type=positive, default=32, metavar="N", help="longest answer (32)")
+    parser.add_argument("--no-speculation", action="store_true", help="no drafts in the run with reuse either")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights when there is no --model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+
+
+def progress(name: str) -> Callable[[RoundRecord], None]:
+    """One line on stderr that grows with the rounds; plain lines where stderr is no terminal."""
+    begin = time.perf_counter()
+    done = {"rounds": 0, "turns": 0, "tokens": 0}
+
+    def show(record: RoundRecord) -> None:
+        done["rounds"] += 1
+        done["turns"] += len(record.turns)
+        done["tokens"] += sum(len(turn.tokens) for turn in record.turns)
+        agents = ", ".join(turn.agent for turn in record.turns)
+        line = (
+            f"{name}: round {done['rounds']}, {done['turns']} turns, {done['tokens']} tokens, "
+            f"{time.perf_counter() - begin:.1f} s ({agents})"
+        )
+        if sys.stderr.isatty():
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+def end_progress() -> None:
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def warm_up(engine: Any, params: Any) -> None:
+    """First calls build tables and thread pools; no turn should pay for that."""
+    session = engine.open_session()
+    session.generate(list(range(40, 60)), params)
+    session.close()
+
+
+def run(args: argparse.Namespace, directory: Path) -> int:
+    import torch
+
+    import stateful_kv as skv
+
+    from .text import ChatText
+    from .transcripts import load_transcripts
+
+    dtype = args.dtype or ("float32" if torch.device(args.device).type == "cpu" else "bfloat16")
+    text = ChatText.from_checkpoint(directory)
+    params = skv.SamplingParams(max_tokens=args.max_tokens, temperature=0.0, stop_token_ids=text.stop_token_ids)
+    speculation = None if args.no_speculation else skv.PromptLookup()
+
+    def load(**options: Any) -> Any:
+        engine = skv.Engine.from_pretrained(str(directory), device=args.device, dtype=getattr(torch, dtype), **options)
+        warm_up(engine, params)
+        return engine
+
+    engine = load(speculation=speculation, prefix_cache=True)
+    crew = Crew(engine, text, load_transcripts(), params, args.turns)
+    rounds = crew.run(progress("reuse"))
+    end_progress()
+    stats = engine.stats()
+    crew.close()
+    reference = load(speculation=None, prefix_cache=False)
+    baseline = run_baseline(reference, rounds, params, progress("baseline"))
+    end_progress()
+    bound = GAP_BOUND[dtype]
+    differences = compare(rounds, baseline, reference, bound)
+    summary = summarise(rounds, baseline, differences, stats, crew.forks, bound)
+    print(table(rounds, baseline), summary_text(summary, differences), sep="\n\n")
+    if args.json:
+        model = str(args.model) if args.model else f"random weights, seed {args.seed}"
+        options = {"model": model, "device": args.device, "dtype": dtype, "max_tokens": args.max_tokens}
+        options["speculation"] = not args.no_speculation
+        turns = [turn_json(*pair) for pair in zip(all_turns(rounds), all_turns(baseline))]
+        values = {"machine": machine(), "options": options, "summary": summary, "turns": turns}
+        values["differences"] = [asdict(difference) for difference in differences]
+        args.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    return 1 if summary["failures"] else 0
+
+
+def main(args: argparse.Namespace) -> int:
+    """Returns the exit status: 1 for an unexplained difference of outputs or too many rows fed, else 0."""
+    if args.model:
+        return run(args, args.model)
+    from .checkpoint import write_random_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="stateful_kv_demo_") as folder:
+        write_random_checkpoint(Path(folder), args.seed)
+        return run(args, Path(folder))
