@@ -14,7 +14,12 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_arguments(
         commands.add_parser("demo", help="tool-calling agents on one KV cache", description=demo.__doc__)
     )
-    return demo.main(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    try:
+        return demo.main(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -280,7 +280,13 @@ def test_too_many_rows_or_uncounted_ones_fail_the_run(fed, rows, failures):
     assert len(summary["failures"]) == failures, summary["failures"]
 
 
-@pytest.mark.parametrize("argv", [[], ["run"], ["demo", "--turns", "0"], ["demo", "--dtype", "int8"], ["demo", "x"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [], ["run"], ["demo", "x"], ["demo", "--turns", "0"], ["demo", "--dtype", "int8"], ["demo", "--device", "tpu"],
+        ["demo", "--model", "no/such/folder"], ["demo", "--json", "no/such/folder/figures.json"],
+    ],
+)  # fmt: skip
 def test_wrong_arguments_are_refused(argv, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(argv)

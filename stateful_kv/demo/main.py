@@ -25,15 +25,40 @@ def positive(text: str) -> int:
     return value
 
 
+def checkpoint_dir(text: str) -> Path:
+    missing = [name for name in ("config.json", "tokenizer.json") if not (Path(text) / name).is_file()]
+    if missing:
+        raise argparse.ArgumentTypeError(f"{text} has no {' and no '.join(missing)}")
+    return Path(text)
+
+
+def output_file(text: str) -> Path:
+    """Checked before the run, not after it."""
+    if Path(text).is_dir() or not Path(text).absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a file in an existing folder")
+    return Path(text)
+
+
+def device(text: str) -> str:
+    import torch
+
+    kind = text.split(":")[0]
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise argparse.ArgumentTypeError(f"{text} is not a device that this torch can use")
+    return text
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, metavar="DIR", help="config.json, safetensors and tokenizer.json")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--model", type=checkpoint_dir, metavar="DIR", help="config.json, safetensors and tokenizer.json"
+    )
+    parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", choices=_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     parser.add_argument("--turns", type=positive, default=99, metavar="N", help="at most N turns of each agent")
-    parser.add_argument("--max-tokens", type=positive, default=32, metavar="N", help="longest answer (32)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="longest answer: 128, of random weights 32")
     parser.add_argument("--no-speculation", action="store_true", help="no drafts in the run with reuse either")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights when there is no --model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure to FILE")
 
 
 def progress(name: str) -> Callable[[RoundRecord], None]:
@@ -80,7 +105,8 @@ def run(args: argparse.Namespace, directory: Path) -> int:
 
     dtype = args.dtype or ("float32" if torch.device(args.device).type == "cpu" else "bfloat16")
     text = ChatText.from_checkpoint(directory)
-    params = skv.SamplingParams(max_tokens=args.max_tokens, temperature=0.0, stop_token_ids=text.stop_token_ids)
+    max_tokens = args.max_tokens or (128 if args.model else 32)
+    params = skv.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=text.stop_token_ids)
     speculation = None if args.no_speculation else skv.PromptLookup()
 
     def load(**options: Any) -> Any:
@@ -103,7 +129,7 @@ def run(args: argparse.Namespace, directory: Path) -> int:
     print(table(rounds, baseline), summary_text(summary, differences), sep="\n\n")
     if args.json:
         model = str(args.model) if args.model else f"random weights, seed {args.seed}"
-        options = {"model": model, "device": args.device, "dtype": dtype, "max_tokens": args.max_tokens}
+        options = {"model": model, "device": args.device, "dtype": dtype, "max_tokens": max_tokens}
         options["speculation"] = not args.no_speculation
         turns = [turn_json(*pair) for pair in zip(all_turns(rounds), all_turns(baseline))]
         values = {"machine": machine(), "options": options, "summary": summary, "turns": turns}
