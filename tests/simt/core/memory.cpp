@@ -1,0 +1,43 @@
+// Fences and strong accesses (atomics, volatile, acquire and release): where CTAs may be changed, and what
+// the race checker learns of them.
+#include <cstring>
+
+#include "machine.h"
+
+namespace simt {
+
+void fence(Scope scope) {
+  if (M.lane < 0) return;
+  race_fence(scope);
+  if (scope == Scope::kDevice) preempt();
+}
+
+void strong_begin() {
+  if (M.lane >= 0) preempt();
+}
+
+void strong_end(const void* p, int bytes, Strong kind, bool changed, Where where) {
+  if (M.lane < 0) return;
+  me().wait.where = where;
+  race_strong(p, bytes, kind, where);
+  if (changed) progress();
+  if (!changed && kind == Strong::kUpdate) pause();
+}
+
+void load_raw(void* to, const void* p, int bytes) { std::memcpy(to, p, bytes); }
+void store_raw(void* p, const void* from, int bytes) { std::memcpy(p, from, bytes); }
+
+#if !defined(SIMT_RACE)
+bool race_enabled() { return false; }
+void race_launch() {}
+void race_cta_start(Cta&) {}
+void race_cta_end(Cta&) {}
+void race_arrive(Barrier&) {}
+void race_release(Cta&, Barrier&, int) {}
+void race_warp_sync(Cta&, int, u32) {}
+void race_fence(Scope) {}
+void race_strong(const void*, int, Strong, Where) {}
+void race_touch(const void*, int, Access, int) {}
+#endif
+
+}  // namespace simt

@@ -1,0 +1,373 @@
+// The race checker.  Kernels are compiled with -fsanitize=thread but linked without its runtime: the compiler
+// then calls __tsan_readN and __tsan_writeN at every access, and this file supplies those functions.
+//
+// Happens-before is tracked with one vector clock per thread over the threads of its CTA, and with snapshots
+// of other CTAs' clocks that arrive through memory, so a race is reported whatever order the scheduler chose.
+//  - Within a CTA, barriers and __syncwarp order; shuffles, votes, mma and ldmatrix do not.
+//  - Between CTAs, only this does: fence, then strong store or atomic, by one thread; strong load or atomic
+//  that
+//    follows it, then fence, by another (barriers carry the knowledge on to the rest of a CTA).
+//  - Strong accesses do not race with each other; a strong and a plain one do.
+// Shared memory is also checked for reads of bytes never written and for use before an async copy was
+// awaited.
+#if defined(SIMT_RACE)
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <unordered_map>
+
+#include "machine.h"
+
+namespace simt {
+
+using Clocks = std::shared_ptr<const Vec<u32>>;
+struct Known {  // clocks of CTAs as somebody once knew them; never changes once made
+  std::map<u32, Clocks> ctas;
+};
+using KnownPtr = std::shared_ptr<const Known>;
+
+struct RaceClock {
+  Vec<u32> clocks;
+  KnownPtr known;
+};
+
+struct Location {  // what the last releases through this address passed on
+  KnownPtr device, cta;
+  u32 cta_linear = ~0u;
+};
+
+struct RaceThread {
+  KnownPtr known;                   // of other CTAs
+  KnownPtr release, release_cta;    // snapshot of the last fence
+  KnownPtr observed, observed_cta;  // read by strong accesses, not yet fenced
+};
+
+struct RaceCta {
+  int n = 0;
+  Vec<u32> clocks;  // [thread][thread]
+  std::vector<RaceThread> threads;
+  std::unordered_map<const void*, Location> locations;  // in this CTA's shared memory
+};
+
+namespace {
+
+constexpr u32 kNobody = ~0u;
+constexpr int kReaders = 3;
+
+struct Epoch {
+  u32 who = kNobody;  // CTA << 10 | thread
+  u32 clock : 30, strong : 1, pending : 1;
+  const void* place = nullptr;  // program counter, or an index into places
+  Epoch() : clock(0), strong(0), pending(0) {}
+};
+struct Cell {
+  Epoch write, reads[kReaders];
+};
+struct Page {
+  u64 generation = 0;
+  Cell cells[kPage];
+};
+
+std::unordered_map<u64, Page*> pages;
+u64 last_page_number = ~0ull, generation = 0;
+Page* last_page = nullptr;
+std::unordered_map<const void*, Location> locations;
+Vec<Where> places;
+
+u32* row(RaceCta& c, int t) { return c.clocks.data() + size_t(t) * c.n; }
+
+void join_row(u32* a, const u32* b, int n) {
+  for (int i = 0; i < n; ++i) a[i] = a[i] > b[i] ? a[i] : b[i];
+}
+
+KnownPtr join(const KnownPtr& a, const KnownPtr& b) {
+  if (!b || a == b) return a;
+  if (!a) return b;
+  auto out = std::make_shared<Known>(*a);
+  for (const auto& [cta, clocks] : b->ctas) {
+    Clocks& mine = out->ctas[cta];
+    if (!mine) {
+      mine = clocks;
+    } else if (mine != clocks) {
+      auto both = std::make_shared<Vec<u32>>(*mine);
+      join_row(both->data(), clocks->data(), int(both->size()));
+      mine = both;
+    }
+  }
+  return out;
+}
+
+Cell* cell_of(const u8* p) {
+  const u64 number = reinterpret_cast<u64>(p) / kPage;
+  if (number != last_page_number) {
+    Page*& page = pages[number];
+    if (!page) page = new Page;
+    last_page = page;
+    last_page_number = number;
+  }
+  if (last_page->generation != generation) {
+    for (Cell& c : last_page->cells) c = Cell{};
+    last_page->generation = generation;
+  }
+  return &last_page->cells[reinterpret_cast<u64>(p) % kPage];
+}
+
+void forget(const u8* begin, size_t bytes) {
+  for (u64 n = reinterpret_cast<u64>(begin) / kPage; n <= reinterpret_cast<u64>(begin + bytes - 1) / kPage;
+       ++n) {
+    auto it = pages.find(n);
+    if (it != pages.end()) it->second->generation = 0;
+  }
+}
+
+bool within(const u8* p, const u8* begin, size_t bytes) { return begin && size_t(p - begin) < bytes; }
+bool in_shared(const Cta& c, const u8* p) {
+  return within(p, c.smem_area, kSmemArea) || within(p, c.static_area, kStaticArea);
+}
+
+bool ordered(const Epoch& e, int t) {
+  const u32 cta = e.who >> 10, thread = e.who & 1023;
+  RaceCta& rc = *M.cta->race;
+  if (cta == M.cta->linear) return int(thread) == t || e.clock <= row(rc, t)[thread];
+  const KnownPtr& known = rc.threads[t].known;
+  if (!known) return false;
+  const auto it = known->ctas.find(cta);
+  return it != known->ctas.end() && e.clock <= (*it->second)[thread];
+}
+
+void describe_place(char* out, size_t size, const void* place) {
+  const size_t index = reinterpret_cast<size_t>(place);
+  if (index < places.size()) {
+    std::snprintf(out, size, "%s:%d", places[index].file, places[index].line);
+    return;
+  }
+  char exe[512], command[1200];
+  Dl_info info{};
+  std::snprintf(out, size, "pc %p", place);
+  const ssize_t k = readlink("/proc/self/exe", exe, sizeof exe - 1);
+  if (k <= 0 || !dladdr(place, &info)) return;
+  exe[k] = 0;
+  if (std::strstr(info.dli_fname, ".so")) std::snprintf(exe, sizeof exe, "%s", info.dli_fname);
+  const size_t offset = reinterpret_cast<size_t>(place) - reinterpret_cast<size_t>(info.dli_fbase) - 1;
+  std::snprintf(command, sizeof command, "addr2line -e '%s' 0x%zx 2>/dev/null", exe, offset);
+  if (FILE* f = popen(command, "r")) {
+    if (std::fgets(out, int(size), f)) out[std::strcspn(out, "\n")] = 0;
+    pclose(f);
+  }
+}
+
+const void* place_of(Where where) {
+  if (places.empty()) places.push_back({});
+  for (size_t i = 0; i < places.size(); ++i) {
+    if (places[i].line == where.line && places[i].file == where.file) return reinterpret_cast<const void*>(i);
+  }
+  places.push_back(where);
+  return reinterpret_cast<const void*>(places.size() - 1);
+}
+
+[[noreturn]] void report(const char* kind, const u8* p, const Epoch& a, const char* a_did, const Epoch& b,
+                         const char* b_did) {
+  char where_a[600], where_b[600], memory[64];
+  describe_place(where_a, sizeof where_a, a.place);
+  describe_place(where_b, sizeof where_b, b.place);
+  const Cta& c = *M.cta;
+  if (within(p, c.static_area, kStaticArea)) {
+    std::snprintf(memory, sizeof memory, "static shared memory + %zu", size_t(p - c.static_area));
+  } else if (within(p, c.smem_area, kSmemArea)) {
+    std::snprintf(memory, sizeof memory, "dynamic shared memory + %zu", size_t(p - c.smem));
+  } else {
+    std::snprintf(memory, sizeof memory, "global memory %p", static_cast<const void*>(p));
+  }
+  fail(false, "%s at %s\n  CTA %u thread %u %s at %s\n  CTA %u thread %u %s at %s", kind, memory, a.who >> 10,
+       a.who & 1023, a_did, where_a, b.who >> 10, b.who & 1023, b_did, where_b);
+}
+
+void note_read(Cell& cell, const Epoch& me, int t) {
+  Epoch* slot = nullptr;
+  for (Epoch& r : cell.reads) {
+    if (r.who == me.who || r.who == kNobody || (!slot && ordered(r, t))) slot = &r;
+    if (r.who == me.who) break;
+  }
+  *(slot ? slot : &cell.reads[random_bits() % kReaders]) = me;
+}
+
+void access(const u8* p, int bytes, Access kind, int t, const void* place, bool strong) {
+  const bool shared = in_shared(*M.cta, p);
+  for (int s = 0; !shared && s < M.num_slots; ++s) {
+    if (in_shared(*M.slots[s], p)) fail(false, "access to the shared memory of another CTA");
+  }
+  Epoch me;
+  me.who = M.cta->linear << 10 | u32(t);
+  me.clock = row(*M.cta->race, t)[t] & 0x3fffffff;
+  me.strong = strong;
+  me.place = place;
+  const char* did = kind == Access::kRead    ? "reads"
+                    : kind == Access::kWrite ? "writes"
+                                             : "starts an async copy";
+  for (int i = 0; i < bytes; ++i) {
+    Cell& cell = *cell_of(p + i);
+    Epoch& w = cell.write;
+    if (kind == Access::kAsyncDone) {  // written as of the wait: a barrier before it makes nothing visible
+      me.place = w.place;
+      w = me;
+      continue;
+    }
+    if (w.pending)
+      report("access to the target of an unfinished async copy", p + i, me, did, w, "started it");
+    if (w.who != kNobody && !(strong && w.strong) && !ordered(w, t)) {
+      report(kind == Access::kRead ? "race (read after write)" : "race (write after write)", p + i, me, did,
+             w, w.strong ? "wrote atomically" : "wrote");
+    }
+    if (kind == Access::kRead) {
+      if (shared && w.who == kNobody) report("read of uninitialised shared memory", p + i, me, did, me, "");
+      note_read(cell, me, t);
+      continue;
+    }
+    for (Epoch& r : cell.reads) {
+      if (r.who != kNobody && !(strong && r.strong) && !ordered(r, t)) {
+        report("race (write after read)", p + i, me, did, r, "read");
+      }
+      r = Epoch{};
+    }
+    w = me;
+    w.pending = kind == Access::kAsyncIssue;
+  }
+}
+
+KnownPtr snapshot(int t, const KnownPtr& base) {
+  RaceCta& rc = *M.cta->race;
+  auto out = base ? std::make_shared<Known>(*base) : std::make_shared<Known>();
+  auto mine = std::make_shared<Vec<u32>>(row(rc, t), row(rc, t) + rc.n);
+  out->ctas[M.cta->linear] = mine;
+  return out;
+}
+
+void learn(int t, const KnownPtr& news) {
+  if (!news) return;
+  RaceCta& rc = *M.cta->race;
+  const auto own = news->ctas.find(M.cta->linear);
+  if (own != news->ctas.end()) join_row(row(rc, t), own->second->data(), rc.n);
+  rc.threads[t].known = join(rc.threads[t].known, news);
+}
+
+}  // namespace
+
+bool race_enabled() { return true; }
+
+void race_launch() {
+  ++generation;
+  locations.clear();
+}
+
+void race_cta_start(Cta& cta) {
+  if (!cta.race) cta.race = new RaceCta;
+  RaceCta& rc = *cta.race;
+  rc.n = M.num_threads;
+  rc.clocks.assign(size_t(rc.n) * rc.n, 0);
+  for (int t = 0; t < rc.n; ++t) row(rc, t)[t] = 1;
+  rc.threads.assign(rc.n, RaceThread{});
+  rc.locations.clear();
+  for (Barrier& b : cta.barriers) {
+    delete b.clock;
+    b.clock = nullptr;
+  }
+  forget(cta.smem_area, kSmemArea);
+  forget(cta.static_area, kStaticArea);
+}
+
+void race_cta_end(Cta&) {}
+
+void race_arrive(Barrier& barrier) {
+  if (!barrier.clock) barrier.clock = new RaceClock;
+  RaceClock& c = *barrier.clock;
+  RaceCta& rc = *M.cta->race;
+  c.clocks.resize(rc.n);
+  u32* mine = row(rc, M.lane);
+  join_row(c.clocks.data(), mine, rc.n);
+  c.known = join(c.known, rc.threads[M.lane].known);
+  ++mine[M.lane];
+}
+
+void race_release(Cta& cta, Barrier& barrier, int lane) {
+  if (!barrier.clock) return;
+  if (lane < 0) {
+    barrier.clock->clocks.clear();
+    barrier.clock->known.reset();
+    return;
+  }
+  join_row(row(*cta.race, lane), barrier.clock->clocks.data(), cta.race->n);
+  RaceThread& thread = cta.race->threads[lane];
+  thread.known = join(thread.known, barrier.clock->known);
+}
+
+void race_warp_sync(Cta& cta, int warp, u32 lanes) {
+  RaceCta& rc = *cta.race;
+  Vec<u32> all(rc.n);
+  KnownPtr known;
+  for (u32 m = lanes; m; m &= m - 1) {
+    const int t = warp * 32 + __builtin_ctz(m);
+    join_row(all.data(), row(rc, t), rc.n);
+    known = join(known, rc.threads[t].known);
+  }
+  for (u32 m = lanes; m; m &= m - 1) {
+    const int t = warp * 32 + __builtin_ctz(m);
+    std::memcpy(row(rc, t), all.data(), rc.n * sizeof(u32));
+    ++row(rc, t)[t];
+    rc.threads[t].known = known;
+  }
+}
+
+void race_fence(Scope scope) {
+  const int t = M.lane;
+  RaceCta& rc = *M.cta->race;
+  RaceThread& thread = rc.threads[t];
+  learn(t, thread.observed_cta);
+  thread.observed_cta.reset();
+  thread.release_cta = snapshot(t, nullptr);
+  if (scope == Scope::kDevice) {
+    learn(t, thread.observed);
+    thread.observed.reset();
+    thread.release = thread.release_cta = snapshot(t, thread.known);
+  }
+  ++row(rc, t)[t];
+}
+
+void race_strong(const void* p, int bytes, Strong kind, Where where) {
+  if (in_stacks(p)) return;
+  const u8* at = static_cast<const u8*>(p);
+  RaceCta& rc = *M.cta->race;
+  RaceThread& thread = rc.threads[M.lane];
+  const bool shared = in_shared(*M.cta, at);
+  Location& location = (shared ? rc.locations : locations)[p];
+  if (location.cta_linear != M.cta->linear) location.cta.reset();
+  location.cta_linear = M.cta->linear;
+  if (kind != Strong::kStore) {
+    thread.observed = join(thread.observed, location.device);
+    thread.observed_cta = join(thread.observed_cta, location.cta);
+  }
+  if (kind == Strong::kStore) {
+    location.device = thread.release;
+    location.cta = thread.release_cta;
+  } else if (kind == Strong::kUpdate) {
+    location.device = join(location.device, thread.release);
+    location.cta = join(location.cta, thread.release_cta);
+  }
+  const void* place = place_of(where);
+  if (kind != Strong::kStore) access(at, bytes, Access::kRead, M.lane, place, true);
+  if (kind != Strong::kLoad) access(at, bytes, Access::kWrite, M.lane, place, true);
+}
+
+void race_touch(const void* p, int bytes, Access kind, int lane) {
+  access(static_cast<const u8*>(p), bytes, kind, lane, place_of(me().wait.where), false);
+}
+
+void race_access(const void* p, int bytes, Access kind, void* pc) {
+  access(static_cast<const u8*>(p), bytes, kind, M.lane, pc, false);
+}
+
+}  // namespace simt
+#endif  // SIMT_RACE
