@@ -1,0 +1,98 @@
+"""What all benchmarks share: medians after warm-up, contestants interleaved, the machine's facts, tables, JSON files."""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def commit() -> str:
+    """The commit measured, with "+" when tracked files differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
+        dirty = subprocess.check_output([*git, "status", "--porcelain", "--untracked-files=no"], text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if dirty else "")
+
+
+def processor() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def machine() -> dict:
+    """Where a figure was measured."""
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def interleaved(
+    contestants: dict[str, Callable[[], object]], budget_s: float = 0.4, least: int = 5
+) -> dict[str, float]:
+    """Median seconds of each contestant, called in turns so that a slow moment of the machine meets all of them."""
+    for run in contestants.values():
+        run()
+    begin = time.perf_counter()
+    for run in contestants.values():
+        run()
+    once = time.perf_counter() - begin
+    times = {name: [] for name in contestants}
+    for _ in range(max(least, min(200, int(budget_s * len(contestants) / max(once, 1e-9))))):
+        for name, run in contestants.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def read_bandwidth(megabytes: int = 512, tries: int = 7) -> float:
+    """Bytes per second that all threads together read from memory: the best of some sums over a large array."""
+    data = torch.ones(megabytes * (1 << 20) // 8, dtype=torch.int64)
+    best = 0.0
+    for _ in range(tries):
+        begin = time.perf_counter()
+        data.sum()
+        best = max(best, data.nbytes / (time.perf_counter() - begin))
+    return best
+
+
+def print_table(rows: list[dict]) -> None:
+    """Rows of the same keys, aligned; floats with four significant digits."""
+    if not rows:
+        return
+    text = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    heads = list(rows[0])
+    widths = [max(len(head), *(len(line[i]) for line in text)) for i, head in enumerate(heads)]
+    print("  ".join(head.rjust(w) for head, w in zip(heads, widths)))
+    for line in text:
+        print("  ".join(cell.rjust(w) for cell, w in zip(line, widths)))
+
+
+def write_json(path: str | os.PathLike, benchmark: str, results: dict) -> None:
+    """A result file: which benchmark, on what machine, at which commit, and what it measured."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"benchmark": benchmark, "machine": machine(), **results}, indent=1) + "\n")
+    print(f"wrote {path}")
