@@ -1,8 +1,8 @@
-"""Turn times of one growing conversation: ours against transformers, on the same random weights and tokens, in one run.
+"""Turn times of one growing conversation: ours and transformers, same random weights and tokens, in one run.
 
-Contestants: ours with and without speculation; transformers with its cache kept by hand (a plain greedy loop, nothing of
-generate()'s overhead); transformers recomputing the whole prompt every turn. Interleaved turn by turn, so that a slow moment
-of the machine meets all of them.
+Contestants: ours with and without speculation; transformers with its cache kept by hand (a plain greedy loop, nothing
+of generate()'s overhead); transformers recomputing the whole prompt every turn. Interleaved turn by turn, so that a
+slow moment of the machine meets all of them.
 
     python benchmarks/bench_turns.py [--dtype bfloat16|float32] [--turns 12] [--answer 32] [--json FILE]
 """

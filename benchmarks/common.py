@@ -1,4 +1,4 @@
-"""What all benchmarks share: medians after warm-up, contestants interleaved, the machine's facts, tables, JSON files."""
+"""What all benchmarks share: medians after warm-up, interleaved contestants, the machine's facts, tables, JSON."""
 
 import datetime
 import json

@@ -1,5 +1,7 @@
-"""Seeded conversations of one tool-calling agent, as token ids of the demo's tokenizer: tool results in JSON whose ids and
-fields recur, as agents' contexts do."""
+"""Seeded conversations of one tool-calling agent, as token ids of the demo's tokenizer.
+
+Tool results in JSON whose ids and fields recur, as agents' contexts do.
+"""
 
 import json
 import random
