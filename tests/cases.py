@@ -8,6 +8,7 @@ import math
 
 import torch
 
+FP8 = torch.float8_e4m3fn
 LAYOUTS = ("nhd", "hnd", "2_blocks", "blocks_2", "interleaved", "padded")
 
 
@@ -59,6 +60,8 @@ class Frozen:
 
     @staticmethod
     def memory(t):
+        if t.untyped_storage().nbytes() > 1 << 28:  # sparsely touched: only what the view shows
+            return as_bits(t)
         return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
 
     def check(self):
@@ -69,7 +72,8 @@ class Frozen:
 def fused_rows(num_tokens, head_counts, dim, dtype, device="cpu"):
     """Slices [num_tokens, heads, dim] of one fused buffer, as a QKV projection leaves them."""
     fused = torch.randn(num_tokens, sum(head_counts) * dim, dtype=torch.float32).to(dtype).to(device)
-    return [part.view(num_tokens, -1, dim) for part in fused.split([h * dim for h in head_counts], -1)]
+    parts = fused.split([h * dim for h in head_counts], -1)
+    return [part.view(num_tokens, heads, dim) for part, heads in zip(parts, head_counts)]
 
 
 def ulp(reference, dtype):

@@ -15,12 +15,14 @@ FP8_MAX = 448.0
 def gather_slots(cache, slots):
     """Rows [len(slots), num_kv_heads, head_dim] of a paged cache, whatever its strides."""
     block_size = cache.size(1)
-    rows = [cache[s // block_size, s % block_size] for s in slots]
+    rows = [cache[max(s, 0) // block_size, max(s, 0) % block_size] for s in slots]
     return torch.stack(rows) if rows else cache.new_empty((0, *cache.shape[2:]))
 
 
 def sequence_slots(block_table_row, length, block_size):
-    return [int(block_table_row[t // block_size]) * block_size + t % block_size for t in range(length)]
+    """The slot of every token; -1 in a block whose id is negative (no such keys)."""
+    blocks = block_table_row.tolist()
+    return [max(blocks[t // block_size] * block_size + t % block_size, -1) for t in range(length)]
 
 
 def to_fp8(x, scale=None):
@@ -135,7 +137,7 @@ def delta_prefill(
         v = dequantised(gather_slots(v_cache, slots), v_scale, b, dtype).repeat_interleave(group, 1)
         for i in range(end - start):
             tree_row = None if tree_mask is None else tree_bits(tree_mask, start + i, end - start)
-            see = visible(length, end - start, i, causal, window_left, tree_row)
+            see = visible(length, end - start, i, causal, window_left, tree_row) & (torch.tensor(slots) >= 0)
             row = query[start + i].to(dtype)
             out[start + i], lse[:, start + i] = attend(row, k, v, see, softmax_scale, softcap, sinks)
     return out, lse
