@@ -14,7 +14,8 @@ LAYOUTS = ("nhd", "hnd", "2_blocks", "blocks_2", "interleaved", "padded")
 
 def nan_storage(shape, dtype, device="cpu"):
     width = torch.empty((), dtype=dtype).element_size()
-    return torch.full((*shape[:-1], shape[-1] * width), 0xFF, dtype=torch.uint8, device=device).view(dtype)
+    ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[width]
+    return torch.full(shape, 0xFF if width == 1 else -1, dtype=ints, device=device).view(dtype)
 
 
 def make_pool(layout, num_blocks, block_size, heads, dim, dtype, device="cpu"):

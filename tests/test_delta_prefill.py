@@ -1,6 +1,7 @@
 """delta_prefill against the float64 oracle, over every option, dtype, pool layout and hard shape."""
 
 import dataclasses
+import itertools
 import math
 import random
 
@@ -360,7 +361,7 @@ def test_num_splits_minus_1_is_batch_invariant(backend, variant):
         for cuts in ([0, new[b]], list(range(new[b] + 1)), sorted({0, new[b] // 3, new[b] // 2, new[b]})):
             if len(cuts) > 20:
                 cuts = cuts[:8] + cuts[-8:]
-            for start, stop in zip(cuts, cuts[1:]):
+            for start, stop in itertools.pairwise(cuts):
                 part = one_sequence(case, b, start, stop)
                 part.max_seqlen_q += random.Random(start).choice([0, 1, 100])
                 want = out[first + start : first + stop], lse[:, first + start : first + stop]
