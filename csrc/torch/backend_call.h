@@ -83,7 +83,7 @@ void call_backend(const char* op, const torch::stable::Tensor& on, const Params&
 }  // namespace skv::entry
 
 #ifdef SKV_SIMT
-#define SKV_CPU_OP(op) nullptr
+#define SKV_CPU_OP(op) static_cast<decltype(&::skv::cpu::op)>(nullptr)
 #else
 #define SKV_CPU_OP(op) &::skv::cpu::op
 #endif

@@ -1,0 +1,40 @@
+"""The op tests on the CUDA kernels' own sources, executed on the CPU by the emulator of tests/simt.
+
+Each build runs test_<op>.py of every op that has a kernel, in a process of its own: plain under several schedules,
+with AddressSanitizer, and with the race checker.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from simt.build import build, cuda_include
+
+pytestmark = pytest.mark.skipif(cuda_include() is None, reason="needs the CUDA headers; set CUDA_HOME")
+
+TESTS = pathlib.Path(__file__).resolve().parent
+KERNELS = sorted(p.stem for p in (TESTS.parent / "csrc" / "cuda").glob("*.cu"))
+OPS = [op for op in KERNELS if (TESTS / f"test_{op}.py").exists()]
+RUNS = [("plain", 0), ("plain", 1), ("plain", 2), ("asan", 0), ("race", 0)]
+
+
+def test_kernels_were_found():
+    assert "append_kv" in OPS
+
+
+@pytest.mark.parametrize(("kind", "seed"), RUNS)
+def test_ops_on_the_emulator(kind, seed):
+    env = os.environ | {
+        "STATEFUL_KV_SIMT_LIBRARY": str(build(f"stateful_kv_simt_{kind}")),
+        "STATEFUL_KV_TEST_BACKENDS": "simt",
+        "SIMT_SEED": str(seed),
+    }
+    if kind == "asan":  # the sanitizer has to be in the process before Python is
+        runtime = subprocess.check_output(["g++", "-print-file-name=libasan.so"], text=True).strip()
+        env |= {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    files = [str(TESTS / f"test_{op}.py") for op in OPS]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "simt", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=500)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
