@@ -15,8 +15,9 @@ from simt.build import build, cuda_include
 pytestmark = pytest.mark.skipif(cuda_include() is None, reason="needs the CUDA headers; set CUDA_HOME")
 
 TESTS = pathlib.Path(__file__).resolve().parent
+ENTRIES = TESTS.parent / "csrc" / "torch"
 KERNELS = sorted(p.stem for p in (TESTS.parent / "csrc" / "cuda").glob("*.cu"))
-OPS = [op for op in KERNELS if (TESTS / f"test_{op}.py").exists()]
+OPS = [op for op in KERNELS if (TESTS / f"test_{op}.py").exists() and (ENTRIES / f"{op}.cpp").exists()]
 RUNS = [("plain", 0), ("plain", 1), ("plain", 2), ("asan", 0), ("race", 0)]
 
 
