@@ -6,6 +6,7 @@ contiguous, every other stride is free; counts, tokens and tables are int32, slo
 
 import pathlib
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,9 +43,117 @@ def append_kv(
     k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides, mutated.
     key, value: [>= num_tokens, num_kv_heads, head_dim] of the cache's dtype, or float32/float16/bfloat16 beside an
     fp8 (e4m3fn) cache, where stored = value / scale, saturating.
-    slot_mapping: int64 [num_tokens], slot = block * block_size + offset; negative = skip.
+    slot_mapping: int64 [num_tokens], slot = block * block_size + offset; negative = skip. Of a slot named
+    twice the last token wins on the CPU, one of them on CUDA.
     k_scale, v_scale: float32 [] or [num_kv_heads], fp8 caches only.
     Raises ValueError, TypeError, NotImplementedError for malformed arguments, IndexError (CPU) for a slot out of
     range, before anything is written. Source: paged KV cache of PagedAttention (Kwon et al., 2023).
     """
     _call(_op.append_kv.default, k_cache, v_cache, key, value, slot_mapping, k_scale, v_scale)
+
+
+def rope_append_kv(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    slot_mapping: Tensor,
+    interleaved: bool = False,
+    q_norm_weight: Tensor | None = None,
+    k_norm_weight: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    query_out: Tensor | None = None,
+) -> Tensor:
+    """Normalises (optional) and rotates queries and keys, and writes keys and values into their cache slots.
+
+    k_cache, v_cache, key, value, slot_mapping, k_scale, v_scale: as in append_kv; the caches are mutated.
+    query, query_out: [>= num_tokens, num_heads, head_dim] of key's dtype; num_heads is a multiple of num_kv_heads.
+    query_out is mutated and returned; it may be query itself, any other overlap is refused; new memory by default.
+    positions: int64 or int32 [>= num_tokens], token i is rotated by row positions[i] of cos_sin_cache.
+    cos_sin_cache: [max_position, rotary_dim] of float32 or query's dtype, cosines first, then sines; rotary_dim is
+    even and may be less than head_dim: what is past it is not rotated. interleaved: pairs (2i, 2i + 1) as in GPT-J
+    instead of (i, i + rotary_dim / 2) as in GPT-NeoX and Llama.
+    q_norm_weight, k_norm_weight: [head_dim] of query's dtype, RMSNorm of every head before the rotation (Qwen3), with
+    norm_eps inside the root.
+    Every one of the num_tokens = slot_mapping.size(0) rows of query is rotated, also where a negative slot skips the
+    cache; rows past them are left alone. Arithmetic is float32, with one rounding at the end; a norm is rounded
+    before its weight is applied, as in transformers; an fp8 cache quantises the rounded key.
+    Raises as append_kv; IndexError (CPU) also for a position of any of the num_tokens rows outside cos_sin_cache.
+    Source: RoFormer (Su et al., 2021); RMSNorm (Zhang and Sennrich, 2019).
+    """
+    if query_out is None:
+        query_out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    _call(
+        _op.rope_append_kv.default, query_out, k_cache, v_cache, query, key, value, positions, cos_sin_cache,
+        slot_mapping, interleaved, q_norm_weight, k_norm_weight, norm_eps, k_scale, v_scale,
+    )  # fmt: skip
+    return query_out
+
+
+def merge_states(
+    out_a: Tensor,
+    lse_a: Tensor,
+    out_b: Tensor,
+    lse_b: Tensor,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Combines attention over two disjoint sets of keys into attention over their union; returns (out, lse).
+
+    out_a, out_b, out: [total_q, num_heads, head_dim] of one dtype (float32, float16, bfloat16); out is mutated.
+    lse_a, lse_b, lse: float32 [num_heads, total_q], natural logarithm; lse is mutated. A state with lse -inf saw
+    nothing and has no influence, whatever its out holds; two of them give 0 and -inf.
+    out may be out_a or out_b, lse may be lse_a or lse_b; any other overlap is refused.
+    Raises ValueError, TypeError for malformed arguments before anything is written.
+    Source: online softmax (Milakov and Gimelshein, 2018), as in FlashAttention's split-KV combine.
+    """
+    out = torch.empty(out_a.shape, dtype=out_a.dtype, device=out_a.device) if out is None else out
+    lse = torch.empty(lse_a.shape, dtype=lse_a.dtype, device=lse_a.device) if lse is None else lse
+    _call(_op.merge_states.default, out, lse, out_a, lse_a, out_b, lse_b)
+    return out, lse
+
+
+def copy_blocks(
+    k_caches: Sequence[Tensor],
+    v_caches: Sequence[Tensor],
+    src_blocks: Tensor,
+    dst_blocks: Tensor,
+    num_tokens: Tensor | None = None,
+) -> None:
+    """Copies block src_blocks[i] to dst_blocks[i] in K and V of every layer, in place, in one launch.
+
+    k_caches, v_caches: one [num_blocks, block_size, num_kv_heads, head_dim] per layer, all of one shape, dtype and
+    set of strides (any); mutated.
+    src_blocks, dst_blocks: int32 [num_copies]; a pair with a negative id is skipped. Destinations are distinct and
+    none is a source.
+    num_tokens: int32 [num_copies], 0 to block_size: only the first that many tokens of the block; None = all.
+    Raises ValueError, TypeError, NotImplementedError for malformed arguments; IndexError (CPU) for an id or count out
+    of range, a destination named twice or named as a source; all before anything is written.
+    Source: copy-on-write of PagedAttention (Kwon et al., 2023).
+    """
+    _call(_op.copy_blocks.default, list(k_caches), list(v_caches), src_blocks, dst_blocks, num_tokens)
+
+
+def compact_kv(
+    k_caches: Sequence[Tensor],
+    v_caches: Sequence[Tensor],
+    src_slots: Tensor,
+    dst_slots: Tensor,
+    cu_moves: Tensor,
+) -> None:
+    """Moves the KV of accepted draft tokens together, in K and V of every layer, in place, in one launch.
+
+    k_caches, v_caches: as in copy_blocks; mutated.
+    src_slots, dst_slots: int64 [num_moves], slot = block * block_size + offset; a negative one skips the move.
+    cu_moves: int32 [batch + 1]; sequence b owns moves cu_moves[b] to cu_moves[b + 1]. They are listed in position
+    order with no destination after its source, and act as if done one after the other. No sequence's slots are
+    another's.
+    Raises ValueError, TypeError, NotImplementedError for malformed arguments, IndexError (CPU) for a slot out of range
+    or cu_moves that fall or pass num_moves, before anything is written.
+    """
+    _call(_op.compact_kv.default, list(k_caches), list(v_caches), src_slots, dst_slots, cu_moves)

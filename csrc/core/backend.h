@@ -16,7 +16,12 @@ class IndexError : public std::out_of_range {
   using std::out_of_range::out_of_range;
 };
 
-#define SKV_FOR_EACH_OP(X) X(append_kv, AppendKvParams)
+#define SKV_FOR_EACH_OP(X)              \
+  X(append_kv, AppendKvParams)          \
+  X(rope_append_kv, RopeAppendKvParams) \
+  X(merge_states, MergeStatesParams)    \
+  X(copy_blocks, CopyBlocksParams)      \
+  X(compact_kv, CompactKvParams)
 
 namespace cpu {
 #define SKV_DECLARE(op, Params) void op(const Params& params, const Parallel& pool);

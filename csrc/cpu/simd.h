@@ -100,6 +100,7 @@ inline Vec splat(float x) { return _mm512_set1_ps(x); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a); }
@@ -153,6 +154,7 @@ inline Vec splat(float x) { return _mm256_set1_ps(x); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline float sum(Vec a) {
@@ -210,6 +212,7 @@ inline Vec splat(float v) { SKV_LANES(v) }
 inline Vec add(Vec a, Vec b) { SKV_LANES(a.x[i] + b.x[i]) }
 inline Vec sub(Vec a, Vec b) { SKV_LANES(a.x[i] - b.x[i]) }
 inline Vec mul(Vec a, Vec b) { SKV_LANES(a.x[i] * b.x[i]) }
+inline Vec div(Vec a, Vec b) { SKV_LANES(a.x[i] / b.x[i]) }
 inline Vec fma(Vec a, Vec b, Vec c) { SKV_LANES(a.x[i] * b.x[i] + c.x[i]) }
 inline Vec max(Vec a, Vec b) { SKV_LANES(a.x[i] > b.x[i] ? a.x[i] : b.x[i]) }
 inline float sum(Vec a) { return (a.x[0] + a.x[2]) + (a.x[1] + a.x[3]); }
@@ -229,13 +232,56 @@ inline void store(T* p, Vec a) {
 #undef SKV_LANES
 #endif
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-inline void store(Fp8* p, Vec a) {
-  alignas(64) float lane[kLanes];
-  store(lane, a);
-  for (int i = 0; i < kLanes; ++i) p[i] = from_float<Fp8>(lane[i]);
+// fp8 stores follow from_float<Fp8>: three ranges of the magnitude, blended.
+#if defined(__AVX512F__)
+inline void store(Fp8* p, Vec x) {
+  const __m512i u = _mm512_castps_si512(x);
+  const __m512i a = _mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(a, 20), _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(0x7ffff)), odd), 20);
+  r = _mm512_min_epi32(_mm512_sub_epi32(r, _mm512_set1_epi32(120 << 3)), _mm512_set1_epi32(0x7e));
+  const __m512i shifted =
+      _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a), _mm512_set1_ps(16384.0f)));
+  const __mmask16 tiny = _mm512_cmplt_epi32_mask(a, _mm512_set1_epi32(0x3c800000));
+  r = _mm512_mask_sub_epi32(r, tiny, shifted, _mm512_set1_epi32(0x46800000));
+  const __mmask16 nan = _mm512_cmpgt_epi32_mask(a, _mm512_set1_epi32(0x7f800000));
+  r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7f));
+  r = _mm512_or_si512(r, _mm512_and_si512(_mm512_srli_epi32(u, 24), _mm512_set1_epi32(0x80)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(r));
+}
+#elif defined(__AVX2__)
+inline void store(Fp8* p, Vec x) {
+  const __m256i u = _mm256_castps_si256(x);
+  const __m256i a = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(a, 20), _mm256_set1_epi32(1));
+  __m256i r = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(a, _mm256_set1_epi32(0x7ffff)), odd), 20);
+  r = _mm256_min_epi32(_mm256_sub_epi32(r, _mm256_set1_epi32(120 << 3)), _mm256_set1_epi32(0x7e));
+  const __m256i shifted =
+      _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(a), _mm256_set1_ps(16384.0f)));
+  const __m256i tiny = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), a);
+  r = _mm256_blendv_epi8(r, _mm256_sub_epi32(shifted, _mm256_set1_epi32(0x46800000)), tiny);
+  const __m256i nan = _mm256_cmpgt_epi32(a, _mm256_set1_epi32(0x7f800000));
+  r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7f), nan);
+  r = _mm256_or_si256(r, _mm256_and_si256(_mm256_srli_epi32(u, 24), _mm256_set1_epi32(0x80)));
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_castsi256_si128(words));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
 }
 #endif
+
+// ---- rows ----
+template <class T>
+inline void load_row(float* to, const T* from, int n) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = to_float(from[i]);
+}
+template <class T>
+inline void store_row(T* to, const float* from, int n) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = from_float<T>(from[i]);
+}
 
 // Calls f with a value of the C++ type of `dtype`: with_type(dtype, [&](auto zero) { using T =
 // decltype(zero); ... }).

@@ -129,6 +129,46 @@ void Check::no_self_overlap(const Tensor& t, const char* arg) const {
   }
 }
 
+// Whether `distance` (in elements) is a sum of stride * i with |i| < size over the dims from `d` on, largest
+// stride first: then two views of these dims that lie so far apart share an element. Exact for views that do
+// not overlap themselves.
+static bool reaches(int64_t distance, const std::vector<std::pair<int64_t, int64_t>>& dims, size_t d) {
+  if (d == dims.size()) return distance == 0;
+  const auto [stride, size] = dims[d];
+  const int64_t nearest = distance / stride;
+  for (int64_t i = nearest - 1; i <= nearest + 1; ++i) {
+    if (i > -size && i < size && reaches(distance - i * stride, dims, d + 1)) return true;
+  }
+  return false;
+}
+
+void Check::same_or_apart(const Tensor& out, const char* out_arg, const Tensor& in,
+                          const char* in_arg) const {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size of dimensions that move
+  bool same_strides = true;
+  int64_t out_extent = 1, in_extent = 1;
+  for (int64_t i = 0; i < out.dim(); ++i) {
+    if (out.size(i) == 0) return;
+    if (out.size(i) == 1) continue;
+    same_strides = same_strides && out.stride(i) == in.stride(i);
+    out_extent += out.stride(i) * (out.size(i) - 1);
+    in_extent += in.stride(i) * (in.size(i) - 1);
+    dims.emplace_back(out.stride(i), out.size(i));
+  }
+  const auto to = reinterpret_cast<intptr_t>(out.data_ptr()),
+             from = reinterpret_cast<intptr_t>(in.data_ptr());
+  const int64_t element = element_size(to_dtype(out.scalar_type()));
+  if (to + out_extent * element <= from || from + in_extent * element <= to) return;
+  if (same_strides) {
+    if (to == from) return;
+    std::sort(dims.rbegin(), dims.rend());
+    // Neither a shared element nor (distance not a multiple of the element) a shared byte.
+    if ((to - from) % element == 0 && !reaches((to - from) / element, dims, 0)) return;
+  }
+  value_error(std::string(out_arg) + " overlaps " + in_arg +
+              " in part, expected the same memory or none of it");
+}
+
 CacheShape Check::caches(const Tensor& k_cache, const Tensor& v_cache) const {
   const char* names = "[num_blocks, block_size, num_kv_heads, head_dim]";
   dtype(k_cache, "k_cache",

@@ -43,6 +43,8 @@ class Check {
   void range(int64_t value, const char* arg, int64_t low, int64_t high) const;  // both ends included
   // An output must not have two indices that name the same memory (an expanded dimension, say).
   void no_self_overlap(const Tensor& t, const char* arg) const;
+  // An output of an input's shape may be that very input (in place) or share no element with it.
+  void same_or_apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const;
 
   // Checks one cache pair and returns what both have in common.
   CacheShape caches(const Tensor& k_cache, const Tensor& v_cache) const;

@@ -47,4 +47,4 @@ void propose_drafts(Tensor drafts, Tensor num_drafts, Tensor history, Tensor his
 
 }  // namespace skv::entry
 
-#define SKV_FOR_EACH_ENTRY(X) X(append_kv)
+#define SKV_FOR_EACH_ENTRY(X) X(append_kv) X(rope_append_kv) X(merge_states) X(copy_blocks) X(compact_kv)
