@@ -157,3 +157,37 @@ def compact_kv(
     or cu_moves that fall or pass num_moves, before anything is written.
     """
     _call(_op.compact_kv.default, list(k_caches), list(v_caches), src_slots, dst_slots, cu_moves)
+
+
+def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """x @ weight^T + bias with one fixed reduction order: a row's bits depend on that row and the weights alone.
+
+    x: [rows, k], float32, float16 or bfloat16, any row stride.
+    weight: [n, k] of x's dtype with any row stride, or what pack_linear_weight made of it: the same bits, faster.
+    bias: [n] of x's dtype. out: [rows, n] of x's dtype or float32, any row stride, not overlapping the inputs; allocated
+    when None. Sums are float32 and rounded once.
+    Returns out. Neither the number of rows, their position, strides or alignment nor the number of threads changes a
+    row's bits, so a prompt computed at once, from a cache or in chunks gives equal logits (same machine and build).
+    Raises ValueError, TypeError, NotImplementedError for malformed arguments, before anything is written.
+    Source: batch-invariant kernels ("Defeating Nondeterminism in LLM Inference", He et al., 2025).
+    """
+    if out is None:
+        out = x.new_empty((*x.shape[:-1], *weight.shape[:1]))
+    _call(_op.row_linear.default, out, x, weight, bias)
+    return out
+
+
+def pack_linear_weight(weight: Tensor) -> Tensor:
+    """The weight of a linear, [n, k], in the order in which row_linear reads it on this device.
+
+    weight: float32, float16 or bfloat16, last dimension contiguous.
+    Returns a new tensor [n, ceil(k / pair), pair] of the same dtype and device, pair being 2 for bfloat16 and else 1:
+    panels of 32 rows of the weight, each stored k first. It can be saved, loaded and moved; converting its dtype or
+    slicing it makes no sense. The weight itself is not needed any more.
+    Raises ValueError, TypeError, NotImplementedError for malformed arguments.
+    """
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    shape = (*weight.shape[:1], -(-weight.shape[-1] // pair) if weight.dim() else 0, pair)
+    packed = weight.new_empty(shape)
+    _call(_op.pack_linear_weight.default, packed, weight)
+    return packed

@@ -21,7 +21,9 @@ class IndexError : public std::out_of_range {
   X(rope_append_kv, RopeAppendKvParams) \
   X(merge_states, MergeStatesParams)    \
   X(copy_blocks, CopyBlocksParams)      \
-  X(compact_kv, CompactKvParams)
+  X(compact_kv, CompactKvParams)        \
+  X(row_linear, RowLinearParams)        \
+  X(pack_linear_weight, PackLinearWeightParams)
 
 namespace cpu {
 #define SKV_DECLARE(op, Params) void op(const Params& params, const Parallel& pool);

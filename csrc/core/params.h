@@ -191,4 +191,29 @@ struct ProposeDraftsParams {
   bool latest;
 };
 
+struct RowLinearParams {
+  void* out;  // [rows, n] of out_dtype
+  int64_t out_stride;
+  DType out_dtype;  // dtype or float32
+  const void* x;    // [rows, k] of dtype
+  int64_t x_stride;
+  DType dtype;         // of x, weight and bias
+  const void* weight;  // [n, k], or what pack_linear_weight wrote
+  int64_t weight_stride;
+  bool packed;
+  const void* bias;  // [n] or nullptr
+  int64_t rows, n, k;
+};
+
+struct PackLinearWeightParams {
+  void* packed;        // n * ceil(k / pair) * pair elements of dtype, pair = linear_pair(dtype)
+  const void* weight;  // [n, k]
+  int64_t weight_stride;
+  int64_t n, k;
+  DType dtype;
+};
+
+// Elements along k that a packed weight keeps together: its shape is [n, ceil(k / pair), pair].
+constexpr int64_t linear_pair(DType dtype) { return dtype == DType::kBFloat16 ? 2 : 1; }
+
 }  // namespace skv

@@ -45,6 +45,12 @@ void verify_drafts(Tensor tokens, Tensor num_tokens, OptTensor rows, Tensor logi
 void propose_drafts(Tensor drafts, Tensor num_drafts, Tensor history, Tensor history_lens, int64_t max_ngram,
                     int64_t min_ngram, bool latest);
 
+void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias);
+
+void pack_linear_weight(Tensor packed, Tensor weight);
+
 }  // namespace skv::entry
 
-#define SKV_FOR_EACH_ENTRY(X) X(append_kv) X(rope_append_kv) X(merge_states) X(copy_blocks) X(compact_kv)
+#define SKV_FOR_EACH_ENTRY(X) \
+  X(append_kv)                \
+  X(rope_append_kv) X(merge_states) X(copy_blocks) X(compact_kv) X(row_linear) X(pack_linear_weight)

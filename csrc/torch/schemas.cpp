@@ -48,6 +48,8 @@ STABLE_TORCH_LIBRARY(SKV_TORCH_NAMESPACE, m) {
   m.def(
       "propose_drafts(Tensor(a!) drafts, Tensor(b!) num_drafts, Tensor history, Tensor history_lens, "
       "int max_ngram, int min_ngram=1, bool latest=True) -> ()");
+  m.def("row_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias=None) -> ()");
+  m.def("pack_linear_weight(Tensor(a!) packed, Tensor weight) -> ()");
 }
 
 #define SKV_REGISTER(op) m.impl(#op, TORCH_BOX(&skv::entry::op));
