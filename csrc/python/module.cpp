@@ -1,0 +1,411 @@
+// Python's view of csrc/runtime: module stateful_kv._runtime. Arrays cross without a copy where they are
+// outputs or buffers; the GIL is released while the runtime works. What is documented for users stands in
+// stateful_kv/runtime.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../runtime/runtime.h"
+
+namespace py = pybind11;
+using skv::BufferSpec;
+
+namespace {
+
+using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+
+// Integers only: a silently truncated float or an unflattened batch is a caller's bug.
+Tokens to_tokens(const py::object& object, const char* what) {
+  py::array array = py::array::ensure(object);
+  if (!array) throw py::type_error(std::string(what) + ": tokens are not an array of integers");
+  if (array.ndim() != 1) throw py::value_error(std::string(what) + ": tokens must have one dimension");
+  const char kind = array.dtype().kind();
+  if (array.size() > 0 && kind != 'i' && kind != 'u') {
+    throw py::type_error(std::string(what) + ": tokens have dtype " +
+                         py::str(array.dtype()).cast<std::string>() + ", expected int32");
+  }
+  return Tokens(array);
+}
+
+template <class T>
+py::array_t<T> copy_of(const T* data, int64_t n) {
+  py::array_t<T> array(n);
+  std::copy_n(data, n, array.mutable_data());
+  return array;
+}
+
+py::dtype dtype_of(BufferSpec::Type type) {
+  switch (type) {
+    case BufferSpec::Type::kInt32:
+      return py::dtype::of<int32_t>();
+    case BufferSpec::Type::kInt64:
+      return py::dtype::of<int64_t>();
+    default:
+      return py::dtype::of<float>();
+  }
+}
+
+// ---- the parts on their own, for tests, measurements and custom engines
+
+struct PyDraftIndex {
+  PyDraftIndex(int max_ngram, int min_ngram) : index(max_ngram, min_ngram) {}
+  void extend(const py::object& object) {
+    const Tokens more = to_tokens(object, "DraftIndex.extend");
+    history.insert(history.end(), more.data(), more.data() + more.size());
+    index.extend(history.data(), static_cast<int64_t>(history.size()));
+  }
+  void truncate(int64_t length) {
+    if (length < 0 || length > static_cast<int64_t>(history.size())) {
+      throw py::value_error("DraftIndex.truncate: length is outside the history");
+    }
+    index.truncate(history.data(), length);
+    history.resize(length);
+  }
+  py::array_t<int32_t> propose(int k, bool latest) const {
+    std::vector<int32_t> drafts(std::max(k, 0));
+    return copy_of(drafts.data(), index.propose(history.data(), k, latest, drafts.data()));
+  }
+
+  skv::DraftIndex index;
+  std::vector<int32_t> history;
+};
+
+// A radix tree over a pool of its own, driven by whole prefixes.
+struct PyRadixTree {
+  PyRadixTree(int32_t num_blocks, int64_t block_size, const std::string& policy)
+      : pool(num_blocks), tree(&pool, block_size, skv::make_eviction_policy(policy)) {}
+
+  // Returns how many tokens were new; their blocks come from the pool, after eviction where needed.
+  int64_t insert(const py::object& object, const std::string& salt) {
+    const Tokens tokens = to_tokens(object, "RadixTree.insert");
+    skv::Root* root = tree.open_root(salt);
+    std::vector<int32_t> table;
+    skv::Node* held = tree.descend(root, tokens.data(), tokens.size(), &table);
+    tree.lock(held);
+    const int64_t matched = held->end;
+    int64_t own_begin = matched / tree.block_size();
+    int64_t first_changed = own_begin;
+    const int64_t size = (tokens.size() + tree.block_size() - 1) / tree.block_size();
+    const int64_t needed = matched < tokens.size() ? size - own_begin : 0;
+    tree.evict(needed - pool.num_free());
+    table.resize(size);
+    const bool ok = pool.alloc(needed, table.data() + own_begin);
+    if (ok) held = tree.insert(held, tokens.data(), tokens.size(), table.data(), &own_begin, &first_changed);
+    tree.unlock(held);
+    const int64_t evictable = tree.num_evictable_blocks();
+    tree.close_root(root);
+    if (!ok) throw skv::OutOfBlocks(needed, pool.num_free(), evictable, tree.num_protected_blocks());
+    return tokens.size() - matched;
+  }
+
+  py::tuple match(const py::object& object, const std::string& salt) {
+    const Tokens tokens = to_tokens(object, "RadixTree.match");
+    skv::Root* root = tree.open_root(salt);
+    std::vector<int32_t> table;
+    const int64_t length = tree.descend(root, tokens.data(), tokens.size(), &table)->end;
+    tree.close_root(root);
+    return py::make_tuple(length, copy_of(table.data(), static_cast<int64_t>(table.size())));
+  }
+
+  int64_t match_length(const py::object& object, const std::string& salt) const {
+    const Tokens tokens = to_tokens(object, "RadixTree.match_length");
+    const skv::Root* root = tree.find_root(salt);
+    return root ? tree.match_length(root, tokens.data(), tokens.size()) : 0;
+  }
+
+  void check() const {
+    std::vector<int32_t> refs(pool.num_blocks(), 0);
+    tree.check(&refs);
+    for (int32_t b = 0; b < pool.num_blocks(); ++b) {
+      if (refs[b] != pool.ref_count(b))
+        throw std::logic_error("RadixTree: a block's references are miscounted");
+    }
+  }
+
+  skv::BlockPool pool;
+  skv::RadixTree tree;
+};
+
+// ---- the runtime
+
+struct PyRuntime {
+  explicit PyRuntime(const skv::RuntimeOptions& options) : runtime(options) {}
+
+  void bind(const py::dict& arrays) {
+    std::vector<std::pair<std::string, void*>> pointers;
+    std::vector<BufferSpec> specs = runtime.buffer_specs();
+    for (auto& [key, value] : arrays) {
+      const auto name = key.cast<std::string>();
+      if (!py::isinstance<py::array>(value)) throw py::type_error("bind: " + name + " is not a numpy array");
+      auto array = py::reinterpret_borrow<py::array>(value);
+      for (const BufferSpec& spec : specs) {
+        if (spec.name == name) require_fits(array, spec);
+      }
+      pointers.emplace_back(name, array.mutable_data());
+    }
+    runtime.bind(pointers);
+    for (auto& [key, value] : arrays) bound[key] = value;
+  }
+
+  static void require_fits(const py::array& array, const BufferSpec& spec) {
+    const bool same_shape =
+        std::equal(spec.shape.begin(), spec.shape.end(), array.shape(), array.shape() + array.ndim());
+    if (!array.dtype().equal(dtype_of(spec.type)) || !same_shape || !(array.flags() & py::array::c_style) ||
+        !array.writeable()) {
+      std::string shape;
+      for (int64_t extent : spec.shape) shape += (shape.empty() ? "" : ", ") + std::to_string(extent);
+      throw py::value_error("bind: " + spec.name + " must be a writable C-contiguous " +
+                            py::str(dtype_of(spec.type)).cast<std::string>() + " array of shape (" + shape +
+                            ")");
+    }
+  }
+
+  skv::Runtime runtime;
+  py::dict bound;  // keeps the caller's arrays alive
+};
+
+py::dict views_of(const py::object& self) {
+  py::dict views;
+  for (BufferSpec& spec : self.cast<PyRuntime&>().runtime.buffer_specs()) {
+    views[spec.name.c_str()] = py::array(dtype_of(spec.type), spec.shape, spec.get(), self);
+  }
+  return views;
+}
+
+uint64_t submit(PyRuntime& self, uint64_t session, const py::object& object, int64_t max_tokens,
+                float temperature, int32_t top_k, float top_p, float min_p, int64_t seed,
+                const py::object& stop_token_ids, int num_drafts, int priority) {
+  const Tokens tokens = to_tokens(object, "submit");
+  const Tokens stops = to_tokens(stop_token_ids, "submit");
+  skv::RequestParams params{max_tokens, temperature, top_k, top_p, min_p, seed, {}, num_drafts, priority};
+  params.stop_token_ids.assign(stops.data(), stops.data() + stops.size());
+  py::gil_scoped_release release;
+  return self.runtime.submit(session, tokens.data(), tokens.size(), params);
+}
+
+py::object plan(PyRuntime& self) {
+  std::optional<skv::StepInfo> info;
+  {
+    py::gil_scoped_release release;
+    info = self.runtime.plan();
+  }
+  return info ? py::cast(*info) : py::none();
+}
+
+py::list commit(PyRuntime& self) {
+  std::vector<skv::Event> events;
+  {
+    py::gil_scoped_release release;
+    events = self.runtime.commit();
+  }
+  py::list list;
+  for (skv::Event& event : events) {
+    py::object reason = py::none();
+    if (event.finish_reason == skv::FinishReason::kStop) reason = py::str("stop");
+    if (event.finish_reason == skv::FinishReason::kLength) reason = py::str("length");
+    list.append(py::make_tuple(event.request_id, std::move(event.tokens), reason));
+  }
+  return list;
+}
+
+py::array_t<int32_t> tokens_of(const PyRuntime& self, uint64_t session, int64_t start) {
+  const int64_t length = self.runtime.length(session);
+  if (start < 0 || start > length) {
+    throw py::value_error("tokens: start is " + std::to_string(start) + ", the session has " +
+                          std::to_string(length) + " tokens");
+  }
+  return copy_of(self.runtime.tokens(session) + start, length - start);
+}
+
+py::dict stats_of(PyRuntime& self, uint64_t request_id) {
+  const skv::RequestStats s = self.runtime.take_stats(request_id);
+  py::dict d;
+  d["prompt_tokens"] = s.prompt_tokens;
+  d["delta_tokens"] = s.delta_tokens;
+  d["reused_tokens"] = s.reused_tokens;
+  d["recomputed_tokens"] = s.recomputed_tokens;
+  d["fed_tokens"] = s.fed_tokens;
+  d["drafted"] = s.drafted;
+  d["accepted"] = s.accepted;
+  d["preemptions"] = s.preemptions;
+  return d;
+}
+
+py::dict stats(const PyRuntime& self) {
+  const skv::RuntimeStats s = self.runtime.stats();
+  py::dict d;
+  d["num_blocks"] = s.num_blocks;
+  d["free"] = s.free;
+  d["evictable"] = s.evictable;
+  d["protected"] = s.protected_blocks;
+  d["session_held"] = s.session_held;
+  d["nodes"] = s.nodes;
+  d["namespaces"] = s.namespaces;
+  d["sessions"] = s.sessions;
+  d["running"] = s.running;
+  d["waiting"] = s.waiting;
+  d["evicted_blocks"] = s.evicted_blocks;
+  d["preemptions"] = s.preemptions;
+  d["steps"] = s.steps;
+  return d;
+}
+
+// Namespaces are bytes or str; both name the same tenant when their bytes agree.
+std::string salt_of(const py::object& salt) {
+  if (py::isinstance<py::bytes>(salt)) return salt.cast<py::bytes>();
+  return salt.cast<std::string>();
+}
+
+void define_errors(py::module_& m) {
+  py::register_exception<skv::StaleHandle>(m, "StaleHandle", PyExc_ValueError);
+  static PyObject* out_of_blocks =
+      PyErr_NewException("stateful_kv._runtime.OutOfBlocks", PyExc_RuntimeError, nullptr);
+  m.attr("OutOfBlocks") = py::handle(out_of_blocks);
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const skv::OutOfBlocks& e) {
+      py::object instance = py::reinterpret_borrow<py::object>(out_of_blocks)(e.what());
+      instance.attr("needed") = e.needed;
+      instance.attr("free") = e.free;
+      instance.attr("evictable") = e.evictable;
+      instance.attr("pinned") = e.pinned;
+      PyErr_SetObject(out_of_blocks, instance.ptr());
+    }
+  });
+}
+
+void define_parts(py::module_& m) {
+  py::class_<skv::BlockPool>(m, "BlockPool")
+      .def(py::init<int32_t>(), py::arg("num_blocks"))
+      .def("alloc",
+           [](skv::BlockPool& pool, int64_t n) -> py::object {
+             std::vector<int32_t> blocks(std::max<int64_t>(0, std::min(n, pool.num_free())));
+             if (!pool.alloc(n, blocks.data())) return py::none();
+             return copy_of(blocks.data(), n);
+           })
+      .def("ref", &skv::BlockPool::ref)
+      .def("unref", &skv::BlockPool::unref)
+      .def("ref_count", &skv::BlockPool::ref_count)
+      .def_property_readonly("num_free", &skv::BlockPool::num_free)
+      .def_property_readonly("num_blocks", &skv::BlockPool::num_blocks);
+  py::class_<PyRadixTree>(m, "RadixTree")
+      .def(py::init<int32_t, int64_t, const std::string&>(), py::arg("num_blocks"), py::arg("block_size"),
+           py::arg("policy") = "lru")
+      .def(
+          "insert",
+          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
+            return t.insert(tokens, salt_of(ns));
+          },
+          py::arg("tokens"), py::arg("namespace") = "")
+      .def(
+          "match",
+          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
+            return t.match(tokens, salt_of(ns));
+          },
+          py::arg("tokens"), py::arg("namespace") = "")
+      .def(
+          "match_length",
+          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
+            return t.match_length(tokens, salt_of(ns));
+          },
+          py::arg("tokens"), py::arg("namespace") = "")
+      .def(
+          "evict", [](PyRadixTree& t, int64_t n) { return t.tree.evict(n); }, py::arg("num_blocks"))
+      .def("check", &PyRadixTree::check)
+      .def_property_readonly("num_free", [](const PyRadixTree& t) { return t.pool.num_free(); })
+      .def_property_readonly("num_evictable",
+                             [](const PyRadixTree& t) { return t.tree.num_evictable_blocks(); })
+      .def_property_readonly("num_nodes", [](const PyRadixTree& t) { return t.tree.num_nodes(); });
+  py::class_<PyDraftIndex>(m, "DraftIndex")
+      .def(py::init<int, int>(), py::arg("max_ngram") = 4, py::arg("min_ngram") = 1)
+      .def("extend", &PyDraftIndex::extend, py::arg("tokens"))
+      .def("truncate", &PyDraftIndex::truncate, py::arg("length"))
+      .def("fork", [](const PyDraftIndex& index) { return PyDraftIndex(index); })
+      .def("propose", &PyDraftIndex::propose, py::arg("k"), py::arg("latest") = true)
+      .def("__len__", [](const PyDraftIndex& index) { return index.history.size(); });
+}
+
+void define_runtime(py::module_& m) {
+  py::class_<skv::StepInfo>(m, "StepInfo")
+      .def_readonly("num_tokens", &skv::StepInfo::num_tokens)
+      .def_readonly("num_seqs", &skv::StepInfo::num_seqs)
+      .def_readonly("num_copies", &skv::StepInfo::num_copies)
+      .def_readonly("num_logit_rows", &skv::StepInfo::num_logit_rows)
+      .def_readonly("max_seqlen_q", &skv::StepInfo::max_seqlen_q)
+      .def_readonly("max_seqlen_k", &skv::StepInfo::max_seqlen_k)
+      .def_readonly("max_rows_per_seq", &skv::StepInfo::max_rows_per_seq)
+      .def_readonly("num_blocks_used_in_table", &skv::StepInfo::num_blocks_used_in_table)
+      .def_readonly("any_sampled", &skv::StepInfo::any_sampled);
+  py::class_<PyRuntime>(m, "Runtime")
+      .def(py::init([](int32_t num_blocks, int64_t block_size, int64_t max_batch_tokens, int64_t max_seqs,
+                       int64_t max_blocks_per_seq, int max_ngram, int min_ngram, int num_drafts, bool latest,
+                       bool prefix_cache, const std::string& policy) {
+             return std::make_unique<PyRuntime>(
+                 skv::RuntimeOptions{num_blocks, block_size, max_batch_tokens, max_seqs, max_blocks_per_seq,
+                                     max_ngram, min_ngram, num_drafts, latest, prefix_cache, policy});
+           }),
+           py::arg("num_blocks"), py::arg("block_size") = 16, py::arg("max_batch_tokens") = 2048,
+           py::arg("max_seqs") = 64, py::arg("max_blocks_per_seq") = 0, py::arg("max_ngram") = 4,
+           py::arg("min_ngram") = 1, py::arg("num_drafts") = 8, py::arg("latest") = true,
+           py::arg("prefix_cache") = true, py::arg("policy") = "lru")
+      .def_property_readonly("buffers", &views_of)
+      .def("bind", &PyRuntime::bind, py::arg("arrays"))
+      .def(
+          "open", [](PyRuntime& r, const py::object& ns) { return r.runtime.open(salt_of(ns)); },
+          py::arg("namespace") = "")
+      .def(
+          "fork", [](PyRuntime& r, uint64_t session) { return r.runtime.fork(session); }, py::arg("session"))
+      .def(
+          "rollback",
+          [](PyRuntime& r, uint64_t session, int64_t length) { r.runtime.rollback(session, length); },
+          py::arg("session"), py::arg("length"))
+      .def(
+          "close", [](PyRuntime& r, uint64_t session) { r.runtime.close(session); }, py::arg("session"))
+      .def(
+          "length", [](PyRuntime& r, uint64_t session) { return r.runtime.length(session); },
+          py::arg("session"))
+      .def(
+          "resident", [](PyRuntime& r, uint64_t session) { return r.runtime.resident(session); },
+          py::arg("session"))
+      .def("tokens", &tokens_of, py::arg("session"), py::arg("start") = 0)
+      .def(
+          "is_running", [](PyRuntime& r, uint64_t session) { return r.runtime.is_running(session); },
+          py::arg("session"))
+      .def("submit", &submit, py::arg("session"), py::arg("tokens"), py::arg("max_tokens"),
+           py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
+           py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("stop_token_ids") = py::tuple(),
+           py::arg("num_drafts") = -1, py::arg("priority") = 0)
+      .def("plan", &plan)
+      .def("commit", &commit)
+      .def("cancel_step", [](PyRuntime& r) { r.runtime.cancel_step(); })
+      .def(
+          "finish", [](PyRuntime& r, uint64_t id, int64_t n) { r.runtime.finish(id, n); },
+          py::arg("request_id"), py::arg("num_keep"))
+      .def(
+          "abort", [](PyRuntime& r, uint64_t id) { r.runtime.abort(id); }, py::arg("request_id"))
+      .def(
+          "index_drafts", [](PyRuntime& r) { r.runtime.index_drafts(); },
+          py::call_guard<py::gil_scoped_release>())
+      .def("stats_of", &stats_of, py::arg("request_id"))
+      .def("stats", &stats)
+      .def(
+          "evict", [](PyRuntime& r, int64_t n) { return r.runtime.evict(n); }, py::arg("num_blocks"))
+      .def(
+          "match",
+          [](PyRuntime& r, const py::object& ns, const py::object& object) {
+            const Tokens tokens = to_tokens(object, "match");
+            return r.runtime.match(salt_of(ns), tokens.data(), tokens.size());
+          },
+          py::arg("namespace"), py::arg("tokens"))
+      .def("check", [](PyRuntime& r) { r.runtime.check(); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_runtime, m) {
+  m.doc() = "C++ runtime of stateful_kv; documented in stateful_kv.runtime.";
+  define_errors(m);
+  define_parts(m);
+  define_runtime(m);
+}

@@ -1,0 +1,90 @@
+// What a step's tokens mean for requests and sessions. Part of Runtime.
+#include <algorithm>
+#include <stdexcept>
+
+#include "runtime.h"
+
+namespace skv {
+
+std::vector<Event> Runtime::commit() {
+  if (!step_planned_) throw std::invalid_argument("commit: no step is planned");
+  check_results();
+  step_planned_ = false;
+  ++num_steps_;
+  std::vector<Event> events;
+  const std::vector<Request*> order = running_;  // finished requests leave it
+  for (Request* request : order) {
+    if (request->step.num_tokens == 0) continue;
+    const bool generates = request->step.num_logits > 0;
+    Event event = commit_request(*request);
+    if (generates) events.push_back(std::move(event));
+  }
+  return events;
+}
+
+// Before anything is taken over: a wrong count or a token that contradicts the KV written would corrupt
+// sessions.
+void Runtime::check_results() const {
+  for (const Request* request : running_) {
+    const Step& step = request->step;
+    if (step.num_logits == 0) continue;
+    const int32_t num = buffers_.out_num_tokens[request->row];
+    if (num < 1 || num > step.num_logits) {
+      throw std::invalid_argument("commit: out_num_tokens[" + std::to_string(request->row) + "] is " +
+                                  std::to_string(num) + ", expected 1 to " + std::to_string(step.num_logits));
+    }
+    const int32_t* out = buffers_.out_tokens + request->row * sizes_.max_rows_per_seq;
+    if (!std::equal(out, out + num - 1, request->drafts.data())) {
+      throw std::invalid_argument("commit: out_tokens[" + std::to_string(request->row) +
+                                  "] accepts a token that was not the draft fed");
+    }
+  }
+}
+
+Event Runtime::commit_request(Request& request) {
+  Sequence& seq = *request.seq;
+  const Step step = request.step;
+  request.step = Step{};
+  Event event{request.id, {}, FinishReason::kNone};
+  request.stats.fed_tokens += step.num_tokens - step.num_drafts;
+  request.stats.drafted += step.num_drafts;
+  int64_t written = step.start + step.num_tokens - step.num_drafts;
+  if (step.num_logits > 0) {
+    const int32_t* out = buffers_.out_tokens + request.row * sizes_.max_rows_per_seq;
+    const int32_t num = buffers_.out_num_tokens[request.row];
+    const auto& stops = request.params.stop_token_ids;
+    for (int32_t i = 0; i < num && event.finish_reason == FinishReason::kNone; ++i) {
+      event.tokens.push_back(out[i]);
+      seq.tokens.push_back(out[i]);
+      if (std::find(stops.begin(), stops.end(), out[i]) != stops.end()) {
+        event.finish_reason = FinishReason::kStop;
+      } else if (request.num_remaining() == 0) {
+        event.finish_reason = FinishReason::kLength;
+      }
+    }
+    request.stats.accepted += std::min<int64_t>(num - 1, static_cast<int64_t>(event.tokens.size()));
+    written = std::min(written + num - 1, request.known());
+  }
+  const bool prefilled = step.num_tokens - step.num_drafts > 1;
+  seq.resident = std::max(seq.resident, written);
+  seq.computed = std::max(seq.computed, seq.resident);
+  if (event.finish_reason != FinishReason::kNone) {
+    finish_turn(request, request.known());
+  } else if (prefilled) {
+    // Full blocks of the prompt can serve others from now on; the tail stays writable.
+    publish(seq, seq.resident / options_.block_size * options_.block_size);
+  }
+  return event;
+}
+
+void Runtime::finish_turn(Request& request, int64_t length) {
+  if (request.admitted > 0) {
+    stop_running(request);
+  } else {
+    waiting_.erase(&request);
+  }
+  cut_back(*request.seq, length);
+  forget(request);
+}
+
+}  // namespace skv

@@ -1,0 +1,59 @@
+// Incremental prompt lookup: what followed the last n tokens when they occurred before.
+//
+// The same meaning as the propose_drafts op: for n from max_ngram down to min_ngram, if the last n tokens
+// occur earlier in the history (overlap allowed), propose what follows the latest (or earliest) such
+// occurrence.
+//
+// Per n one open-addressing table maps each n-gram to the position where it FIRST ended, and one link per
+// position leads from an occurrence to the one before it (from the first one to the latest). Tokens are
+// compared, so a hash collision is never a wrong answer. Insertions in order make removals in reverse order
+// trivial: rollback costs what it removes.
+//
+// A fork shares everything so far: layers are shared between copies, and whoever adds tokens to a shared
+// layer puts a layer of its own on top. Layers are merged geometrically, so their number stays logarithmic.
+//
+// The index holds no tokens: every call gets the history that it was extended with.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace skv {
+
+class DraftIndex {
+ public:
+  static constexpr int kMaxNgram = 16;
+
+  // Copying forks: both copies share what they have and go on separately.
+  DraftIndex(int max_ngram, int min_ngram);
+
+  int64_t length() const { return length_; }
+  // history[0, length) is what was indexed before plus new tokens.
+  void extend(const int32_t* history, int64_t length);
+  // Forgets positions from `length` on; history still holds them.
+  void truncate(const int32_t* history, int64_t length);
+  // Writes at most k drafts and returns how many; history[0, length()) is the text so far.
+  int propose(const int32_t* history, int k, bool latest, int32_t* drafts) const;
+
+ private:
+  struct Table;
+  struct Layer;
+  struct View {
+    std::shared_ptr<Layer> layer;
+    int64_t limit;  // positions from here on belong to another copy's future
+  };
+
+  Layer& writable_layer(const int32_t* history);
+  void add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const;
+  void cut(Layer& layer, const int32_t* history, int64_t limit) const;
+  int64_t previous(const int32_t* history, int n, bool latest) const;
+
+  int max_ngram_;
+  int min_ngram_;
+  int64_t length_ = 0;
+  std::vector<View>
+      views_;  // consecutive ranges of positions; the last one is extended when nobody shares it
+};
+
+}  // namespace skv

@@ -1,0 +1,31 @@
+// Which cached leaf loses its tail next. The tree reports what becomes evictable; the policy only orders it.
+#pragma once
+
+#include <memory>
+#include <string>
+
+namespace skv {
+
+struct Node;
+
+class EvictionPolicy {
+ public:
+  virtual ~EvictionPolicy() = default;
+
+  // The node became evictable (its last lock went). Along one path children are always reported before their
+  // parents.
+  virtual void on_insert(Node& node) = 0;
+  // The node was locked or deleted.
+  virtual void on_remove(Node& node) = 0;
+  // A turn begins to use the node; called once per node of its path, locked or not before.
+  virtual void on_access(Node& /*node*/) {}
+  // An evictable node was cut in two; upper is new and evictable too.
+  virtual void on_split(Node& upper, Node& lower) = 0;
+  // An evictable node without children, or nullptr when nothing is evictable.
+  virtual Node* victim() = 0;
+};
+
+// "lru": the leaf whose last turn lies furthest back.
+std::unique_ptr<EvictionPolicy> make_eviction_policy(const std::string& name);
+
+}  // namespace skv

@@ -1,0 +1,366 @@
+// Radix tree: matching, publishing, splitting, locking, eviction. Contract in radix_tree.h.
+#include "radix_tree.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace skv {
+namespace {
+
+int64_t common_prefix(const int32_t* a, const int32_t* b, int64_t n) {
+  return std::mismatch(a, a + n, b).first - a;
+}
+
+}  // namespace
+
+Node* ChildMap::find(int32_t token) const {
+  if (many_.empty()) {
+    for (auto& entry : few_) {
+      if (entry.first == token) return entry.second;
+    }
+    return nullptr;
+  }
+  auto it = many_.find(token);
+  return it == many_.end() ? nullptr : it->second;
+}
+
+void ChildMap::set(int32_t token, Node* child) {
+  if (!many_.empty()) {
+    many_[token] = child;
+    return;
+  }
+  for (auto& entry : few_) {
+    if (entry.first == token) {
+      entry.second = child;
+      return;
+    }
+  }
+  few_.emplace_back(token, child);
+  if (few_.size() > kFew) {
+    many_.insert(few_.begin(), few_.end());
+    few_.clear();
+  }
+}
+
+void ChildMap::erase(int32_t token) {
+  if (!many_.empty()) {
+    many_.erase(token);
+    return;
+  }
+  few_.erase(std::find_if(few_.begin(), few_.end(), [&](auto& entry) { return entry.first == token; }));
+}
+
+RadixTree::RadixTree(BlockPool* pool, int64_t block_size, std::unique_ptr<EvictionPolicy> policy)
+    : pool_(pool), block_size_(block_size), policy_(std::move(policy)) {
+  if (block_size < 1) throw std::invalid_argument("RadixTree: block_size must be at least 1");
+}
+
+RadixTree::~RadixTree() {
+  for (auto& entry : roots_) entry.second->children.for_each([&](Node* child) { drop_subtree(child); });
+  for (auto& entry : private_roots_)
+    entry.second->children.for_each([&](Node* child) { drop_subtree(child); });
+}
+
+// ---- namespaces
+
+Root* RadixTree::open_root(const std::string& salt) {
+  auto& root = roots_[salt];
+  if (!root) {
+    root = std::make_unique<Root>();
+    root->salt = salt;
+  }
+  ++root->num_users;
+  return root.get();
+}
+
+Root* RadixTree::open_private_root() {
+  auto root = std::make_unique<Root>();
+  root->is_private = true;
+  root->num_users = 1;
+  Root* raw = root.get();
+  private_roots_.emplace(raw, std::move(root));
+  return raw;
+}
+
+Root* RadixTree::find_root(const std::string& salt) const {
+  auto it = roots_.find(salt);
+  return it == roots_.end() ? nullptr : it->second.get();
+}
+
+void RadixTree::close_root(Root* root) {
+  if (--root->num_users > 0) return;
+  if (root->is_private) {
+    root->children.for_each([&](Node* child) { drop_subtree(child); });
+    private_roots_.erase(root);
+  } else if (root->children.empty()) {
+    erase_root(root);
+  }
+}
+
+void RadixTree::erase_root(Root* root) {
+  const std::string salt = root->salt;
+  roots_.erase(salt);
+}
+
+// Children before parents, off an explicit list: a deep chain of forks must not exhaust the stack.
+void RadixTree::drop_subtree(Node* top) {
+  std::vector<Node*> order{top};
+  for (size_t i = 0; i < order.size(); ++i) order[i]->children.for_each([&](Node* c) { order.push_back(c); });
+  for (auto it = order.rbegin(); it != order.rend(); ++it) {
+    Node* node = *it;
+    if (node->num_locks == 0) policy_->on_remove(*node);
+    (node->num_locks == 0 ? num_evictable_ : num_protected_) -= num_counted_blocks(node);
+    for (int64_t i = node->start / block_size_; i < blocks_for(node->end); ++i) pool_->unref(node->block(i));
+    --num_nodes_;
+    delete node;
+  }
+}
+
+// ---- matching
+
+int64_t RadixTree::match_length(const Node* root, const int32_t* tokens, int64_t num_tokens) const {
+  const Node* node = root;
+  while (node->end < num_tokens) {
+    const Node* child = node->children.find(tokens[node->end]);
+    if (!child) break;
+    const int64_t n = std::min(child->size(), num_tokens - child->start);
+    const int64_t matched = common_prefix(child->tokens(), tokens + child->start, n);
+    if (matched < child->size()) return child->start + matched;
+    node = child;
+  }
+  return node->end;
+}
+
+Node* RadixTree::descend(Node* from, const int32_t* tokens, int64_t num_tokens, std::vector<int32_t>* table) {
+  Node* node = from;
+  while (node->end < num_tokens) {
+    Node* child = node->children.find(tokens[node->end]);
+    if (!child) break;
+    const int64_t n = std::min(child->size(), num_tokens - child->start);
+    const int64_t matched = common_prefix(child->tokens(), tokens + child->start, n);
+    if (matched < child->size()) child = split(child, child->start + matched);
+    table->resize(child->start / block_size_);
+    const int32_t* blocks =
+        child->storage->blocks.data() + (child->start / block_size_ - child->storage->first_block);
+    table->insert(table->end(), blocks, blocks + (blocks_for(child->end) - child->start / block_size_));
+    node = child;
+  }
+  return node;
+}
+
+// The node keeps its identity as the LOWER part, so whoever rests on its end stays where it is.
+Node* RadixTree::split(Node* node, int64_t at) {
+  auto upper = std::make_unique<Node>();
+  upper->parent = node->parent;
+  upper->start = node->start;
+  upper->end = at;
+  upper->num_locks = node->num_locks;
+  upper->storage = node->storage;
+  if (at % block_size_ != 0) pool_->ref(node->block(at / block_size_));
+  upper->first_token = node->first_token;
+  node->parent->children.set(node->first_token, upper.get());
+  node->start = at;
+  node->first_token = node->tokens()[0];
+  node->parent = upper.get();
+  upper->children.set(node->first_token, node);
+  if (node->num_locks == 0) policy_->on_split(*upper, *node);
+  ++num_nodes_;
+  return upper.release();
+}
+
+Node* RadixTree::ancestor_at(Node* node, int64_t length) {
+  while (node->start >= length && !node->is_root()) node = node->parent;
+  return node->end > length ? split(node, length) : node;
+}
+
+// ---- publishing
+
+Node* RadixTree::insert(Node* held, const int32_t* tokens, int64_t end, int32_t* table, int64_t* own_begin,
+                        int64_t* first_changed) {
+  while (held->end < end) {
+    const int64_t at = held->end;
+    Node* child = held->children.find(tokens[at]);
+    if (!child) {
+      held = grow(held, tokens, end, table);
+      *own_begin = blocks_for(end);
+      break;
+    }
+    const int64_t matched = common_prefix(child->tokens(), tokens + at, std::min(child->size(), end - at));
+    if (matched < child->size()) child = split(child, at + matched);
+    lock_one(child);
+    // A block is adopted once the tree's covers all that the caller has published of it. Of a block that the
+    // match leaves half-way the caller's copy stays: it is what the rest overrides the tree's block with.
+    int64_t idx = at / block_size_;
+    for (; idx * block_size_ < child->end && std::min((idx + 1) * block_size_, end) <= child->end; ++idx) {
+      pool_->unref(table[idx]);
+      table[idx] = child->block(idx);
+      *first_changed = std::min(*first_changed, idx);
+    }
+    *own_begin = idx;
+    held = child;
+  }
+  return held;
+}
+
+// Adds tokens that no child of held begins: in place where nobody else can tell, else as a new child.
+Node* RadixTree::grow(Node* held, const int32_t* tokens, int64_t end, const int32_t* table) {
+  const int64_t at = held->end;
+  const int64_t first = at / block_size_;
+  const int64_t last = blocks_for(end);
+  num_protected_ += last - first;
+  const bool alone = !held->is_root() && held->children.empty() && held->num_locks == 1 && !held->attached;
+  if (alone && at % block_size_ == 0) {
+    NodeStorage& storage = *held->storage;
+    storage.tokens.insert(storage.tokens.end(), tokens + at, tokens + end);
+    storage.blocks.insert(storage.blocks.end(), table + first, table + last);
+    held->end = end;
+    return held;
+  }
+  auto child = std::make_unique<Node>();
+  child->parent = held;
+  child->start = at;
+  child->end = end;
+  child->num_locks = 1;
+  child->first_token = tokens[at];
+  child->storage = std::make_shared<NodeStorage>();
+  child->storage->base = at;
+  child->storage->first_block = first;
+  child->storage->tokens.assign(tokens + at, tokens + end);
+  child->storage->blocks.assign(table + first, table + last);
+  held->children.set(tokens[at], child.get());
+  ++num_nodes_;
+  return child.release();
+}
+
+bool RadixTree::can_claim_tail(const Node* held) const {
+  return !held->is_root() && held->end % block_size_ != 0 && held->children.empty() && held->num_locks == 1 &&
+         !held->attached && pool_->ref_count(held->block(held->end / block_size_)) == 1;
+}
+
+Node* RadixTree::claim_tail(Node* held) {
+  const int64_t end = std::max(held->start, held->end / block_size_ * block_size_);
+  --num_protected_;
+  truncate_storage(held, end);
+  if (end > held->start) return held;
+  Node* parent = held->parent;
+  held->num_locks = 0;
+  remove_leaf(held);
+  return parent;
+}
+
+// ---- locks
+
+void RadixTree::lock_one(Node* node) {
+  policy_->on_access(*node);
+  if (node->num_locks++ > 0) return;
+  const int64_t n = num_counted_blocks(node);
+  num_evictable_ -= n;
+  num_protected_ += n;
+  policy_->on_remove(*node);
+}
+
+void RadixTree::lock(Node* node) {
+  for (; !node->is_root(); node = node->parent) lock_one(node);
+  ++node->num_locks;
+}
+
+void RadixTree::unlock(Node* node) {
+  for (; !node->is_root(); node = node->parent) {
+    if (--node->num_locks > 0) continue;
+    const int64_t n = num_counted_blocks(node);
+    num_protected_ -= n;
+    num_evictable_ += n;
+    policy_->on_insert(*node);
+  }
+  --node->num_locks;
+}
+
+void RadixTree::attach(Attachment* who, Node* node) {
+  who->node = node;
+  who->prev = nullptr;
+  who->next = node->attached;
+  if (who->next) who->next->prev = who;
+  node->attached = who;
+}
+
+void RadixTree::detach(Attachment* who) {
+  (who->prev ? who->prev->next : who->node->attached) = who->next;
+  if (who->next) who->next->prev = who->prev;
+  who->node = nullptr;
+  who->next = who->prev = nullptr;
+}
+
+// ---- eviction
+
+int64_t RadixTree::evict(int64_t num_blocks) {
+  const int64_t before = pool_->num_free();
+  while (pool_->num_free() - before < num_blocks) {
+    Node* leaf = policy_->victim();
+    if (!leaf) break;
+    trim_tail(leaf);
+  }
+  return pool_->num_free() - before;
+}
+
+void RadixTree::trim_tail(Node* leaf) {
+  const int64_t idx = (leaf->end - 1) / block_size_;
+  const int64_t end = std::max(leaf->start, idx * block_size_);
+  const bool shared = idx == leaf->start / block_size_ && shares_first_block(leaf);
+  pool_->unref(leaf->block(idx));
+  num_evictable_ -= shared ? 0 : 1;
+  truncate_storage(leaf, end);
+  if (end > leaf->start) {
+    shrink_attached(leaf, leaf);
+    return;
+  }
+  policy_->on_remove(*leaf);
+  shrink_attached(leaf, leaf->parent);
+  remove_leaf(leaf);
+}
+
+// Only a leaf may be cut, and a leaf is the deepest node of its storage: nobody else's tokens lie behind
+// `end`.
+void RadixTree::truncate_storage(Node* leaf, int64_t end) {
+  leaf->end = end;
+  NodeStorage& storage = *leaf->storage;
+  storage.tokens.resize(end - storage.base);
+  storage.blocks.resize(blocks_for(end) - storage.first_block);
+}
+
+void RadixTree::shrink_attached(Node* node, Node* target) {
+  Attachment* who = node->attached;
+  while (who) {
+    Attachment* next = who->next;
+    if (target != node) {
+      detach(who);
+      attach(who, target);
+    }
+    who->on_shrunk();
+    who = next;
+  }
+}
+
+void RadixTree::remove_leaf(Node* leaf) {
+  Node* parent = leaf->parent;
+  parent->children.erase(leaf->first_token);
+  --num_nodes_;
+  delete leaf;
+  if (parent->is_root() && parent->children.empty()) {
+    Root* root = static_cast<Root*>(parent);
+    if (root->num_users == 0) erase_root(root);
+  }
+}
+
+// ---- counting
+
+bool RadixTree::shares_first_block(const Node* node) const {
+  if (node->start % block_size_ == 0) return false;
+  const int64_t idx = node->start / block_size_;
+  return node->parent->block(idx) == node->block(idx);
+}
+
+int64_t RadixTree::num_counted_blocks(const Node* node) const {
+  return blocks_for(node->end) - node->start / block_size_ - (shares_first_block(node) ? 1 : 0);
+}
+
+}  // namespace skv

@@ -1,0 +1,298 @@
+// Sessions, requests and statistics of the runtime; contract in runtime.h.
+#include "runtime.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace skv {
+namespace {
+
+constexpr size_t kKeptStats = 65536;  // statistics of finished requests that nobody has taken yet
+
+RuntimeOptions checked(RuntimeOptions o) {
+  auto require = [](bool ok, const std::string& what) {
+    if (!ok) throw std::invalid_argument("Runtime: " + what);
+  };
+  require(o.num_blocks >= 1, "num_blocks must be at least 1");
+  require(o.block_size >= 1, "block_size must be at least 1");
+  require(o.max_seqs >= 1, "max_seqs must be at least 1");
+  require(o.max_batch_tokens >= o.max_seqs, "max_batch_tokens must be at least max_seqs");
+  require(o.max_blocks_per_seq >= 0, "max_blocks_per_seq must not be negative");
+  require(o.num_drafts >= 0, "num_drafts must not be negative");
+  if (o.max_blocks_per_seq == 0) o.max_blocks_per_seq = o.num_blocks;
+  return o;
+}
+
+StepSizes sizes_of(const RuntimeOptions& o) {
+  const int64_t rows = 1 + o.num_drafts;
+  return {o.max_batch_tokens, o.max_seqs, o.max_blocks_per_seq,
+          std::min(o.max_batch_tokens, o.max_seqs * rows), rows};
+}
+
+}  // namespace
+
+Runtime::Runtime(const RuntimeOptions& options)
+    : options_(checked(options)),
+      sizes_(sizes_of(options_)),
+      pool_(options_.num_blocks),
+      tree_(&pool_, options_.block_size, make_eviction_policy(options_.policy)),
+      rows_(options_.max_seqs) {
+  DraftIndex(options_.max_ngram, options_.min_ngram);  // checks both
+  for (BufferSpec& spec : buffer_specs()) {
+    storage_.emplace_back((spec.num_bytes() + 7) / 8);
+    spec.set(storage_.back().data());
+  }
+  buffers_.clear(sizes_);
+}
+
+Runtime::~Runtime() = default;
+
+void Runtime::bind(const std::vector<std::pair<std::string, void*>>& arrays) {
+  require_no_step("bind");
+  std::vector<BufferSpec> specs = buffer_specs();
+  auto find = [&](const std::string& name) {
+    return std::find_if(specs.begin(), specs.end(), [&](auto& spec) { return spec.name == name; });
+  };
+  for (auto& [name, data] : arrays) {
+    if (find(name) == specs.end()) throw std::invalid_argument("bind: there is no buffer '" + name + "'");
+  }
+  for (auto& [name, data] : arrays) find(name)->set(data);
+  buffers_.clear(sizes_);
+  last_num_tokens_ = last_num_copies_ = 0;
+  for (Row& row : rows_) row.owner = 0;
+}
+
+// ---- sessions
+
+Sequence& Runtime::get(uint64_t session) const {
+  const uint32_t slot = static_cast<uint32_t>(session);
+  if (slot >= sequences_.size() || !sequences_[slot] || sequences_[slot]->handle != session) {
+    throw StaleHandle("session " + std::to_string(session) + " is closed or was never opened");
+  }
+  return *sequences_[slot];
+}
+
+Sequence& Runtime::get_idle(uint64_t session, const char* what) const {
+  Sequence& seq = get(session);
+  if (seq.request_id != 0) {
+    throw std::invalid_argument(std::string(what) + ": the session is busy with request " +
+                                std::to_string(seq.request_id));
+  }
+  return seq;
+}
+
+Sequence& Runtime::new_sequence() {
+  if (free_slots_.empty()) {
+    free_slots_.push_back(static_cast<uint32_t>(sequences_.size()));
+    sequences_.emplace_back();
+    generations_.push_back(0);
+  }
+  const uint32_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  sequences_[slot] = std::make_unique<Sequence>(options_.max_ngram, options_.min_ngram);
+  Sequence& seq = *sequences_[slot];
+  seq.handle = static_cast<uint64_t>(++generations_[slot]) << 32 | slot;
+  seq.tree = &tree_;
+  return seq;
+}
+
+uint64_t Runtime::open(const std::string& salt) {
+  Sequence& seq = new_sequence();
+  seq.root = options_.prefix_cache ? tree_.open_root(salt) : tree_.open_private_root();
+  tree_.attach(&seq, seq.root);
+  return seq.handle;
+}
+
+uint64_t Runtime::fork(uint64_t session) {
+  Sequence& parent = get_idle(session, "fork");
+  Sequence& child = new_sequence();
+  child.root = parent.root;
+  tree_.share_root(child.root);
+  child.tokens = parent.tokens;
+  child.table = parent.table;
+  child.committed = parent.committed;
+  child.resident = parent.resident;
+  child.computed = parent.computed;
+  child.own_begin = parent.own_begin;
+  child.index = parent.index;
+  tree_.attach(&child, parent.node);
+  return child.handle;
+}
+
+void Runtime::rollback(uint64_t session, int64_t length) {
+  Sequence& seq = get_idle(session, "rollback");
+  if (length < 0 || length > seq.committed) {
+    throw std::invalid_argument("rollback: length is " + std::to_string(length) + ", the session has " +
+                                std::to_string(seq.committed) + " tokens");
+  }
+  cut_back(seq, length);
+  seq.committed = length;
+}
+
+void Runtime::close(uint64_t session) {
+  Sequence& seq = get_idle(session, "close");
+  const uint32_t slot = static_cast<uint32_t>(session);
+  tree_.detach(&seq);
+  tree_.close_root(seq.root);
+  sequences_[slot].reset();
+  free_slots_.push_back(slot);
+}
+
+int64_t Runtime::resident(uint64_t session) const {
+  const Sequence& seq = get(session);
+  return std::min(seq.resident, seq.committed);
+}
+
+// Forgets the tokens of an idle sequence behind `length`.
+void Runtime::cut_back(Sequence& seq, int64_t length) {
+  seq.index.truncate(seq.tokens.data(), length);
+  seq.tokens.resize(length);
+  seq.computed = std::min(seq.computed, length);
+  if (seq.resident <= length) return;
+  Node* node = tree_.ancestor_at(seq.node, length);
+  tree_.detach(&seq);
+  tree_.attach(&seq, node);
+  seq.on_shrunk();
+}
+
+// ---- requests
+
+Runtime::Request& Runtime::get_request(uint64_t request_id) const {
+  auto it = requests_.find(request_id);
+  if (it == requests_.end()) {
+    throw StaleHandle("request " + std::to_string(request_id) + " is finished or was never submitted");
+  }
+  return *it->second;
+}
+
+void Runtime::require_no_step(const char* what) const {
+  if (step_planned_) {
+    throw std::invalid_argument(std::string(what) +
+                                ": a step is planned; commit() or cancel_step() it first");
+  }
+}
+
+uint64_t Runtime::submit(uint64_t session, const int32_t* tokens, int64_t num_tokens,
+                         const RequestParams& params) {
+  Sequence& seq = get_idle(session, "submit");
+  const int64_t prompt = seq.committed + num_tokens;
+  if (prompt == 0) throw std::invalid_argument("submit: the session is empty and no tokens were given");
+  if (params.max_tokens < 1) {
+    throw std::invalid_argument("submit: max_tokens is " + std::to_string(params.max_tokens) +
+                                ", expected at least 1");
+  }
+  if (params.num_drafts > options_.num_drafts) {
+    throw std::invalid_argument("submit: num_drafts is " + std::to_string(params.num_drafts) +
+                                ", the runtime was made for at most " + std::to_string(options_.num_drafts));
+  }
+  if (!(params.temperature >= 0.0f)) throw std::invalid_argument("submit: temperature must not be negative");
+  // The last token sampled is never written to the cache.
+  const int64_t capacity =
+      options_.block_size * std::min<int64_t>(options_.num_blocks, options_.max_blocks_per_seq);
+  if (params.max_tokens - 1 > capacity - prompt) {
+    const std::string needed =
+        std::to_string(prompt) + " tokens and " + std::to_string(params.max_tokens) + " more";
+    if (options_.max_blocks_per_seq < options_.num_blocks) {
+      throw std::invalid_argument("submit: " + needed + " do not fit into max_blocks_per_seq " +
+                                  std::to_string(options_.max_blocks_per_seq) + " blocks of " +
+                                  std::to_string(options_.block_size));
+    }
+    const int64_t more = std::min(params.max_tokens - 1, INT64_MAX - prompt - options_.block_size);
+    throw OutOfBlocks((prompt + more + options_.block_size - 1) / options_.block_size, pool_.num_free(),
+                      tree_.num_evictable_blocks(), pool_.num_blocks() - num_available());
+  }
+  auto request = std::make_unique<Request>();
+  request->id = next_request_id_++;
+  request->seq = &seq;
+  request->params = params;
+  if (params.num_drafts < 0) request->params.num_drafts = options_.num_drafts;
+  request->prompt_length = prompt;
+  request->stats.prompt_tokens = prompt;
+  request->stats.delta_tokens = num_tokens;
+  request->drafts.resize(request->params.num_drafts);
+  seq.tokens.insert(seq.tokens.end(), tokens, tokens + num_tokens);
+  seq.request_id = request->id;
+  waiting_.insert(request.get());
+  const uint64_t id = request->id;
+  requests_.emplace(id, std::move(request));
+  return id;
+}
+
+// The request's session is idle and its tokens are settled: only the record goes.
+void Runtime::forget(Request& request) {
+  request.seq->request_id = 0;
+  request.seq->committed = request.known();
+  finished_stats_[request.id] = request.stats;
+  if (finished_stats_.size() > kKeptStats) finished_stats_.erase(finished_stats_.begin());
+  requests_.erase(request.id);
+}
+
+void Runtime::finish(uint64_t request_id, int64_t num_keep) {
+  require_no_step("finish");
+  Request& request = get_request(request_id);
+  if (num_keep < 0 || num_keep > request.num_generated()) {
+    throw std::invalid_argument("finish: num_keep is " + std::to_string(num_keep) +
+                                ", the request has generated " + std::to_string(request.num_generated()) +
+                                " tokens");
+  }
+  finish_turn(request, request.prompt_length + num_keep);
+}
+
+void Runtime::abort(uint64_t request_id) {
+  Request& request = get_request(request_id);
+  if (request.admitted > 0) require_no_step("abort");
+  finish_turn(request, request.seq->committed);
+}
+
+void Runtime::index_drafts() {
+  for (Request* request : running_) {
+    if (request->params.num_drafts > 0)
+      request->seq->index.extend(request->seq->tokens.data(), request->known());
+  }
+}
+
+RequestStats Runtime::take_stats(uint64_t request_id) {
+  auto active = requests_.find(request_id);
+  if (active != requests_.end()) return active->second->stats;
+  auto it = finished_stats_.find(request_id);
+  if (it == finished_stats_.end()) {
+    throw StaleHandle("no statistics of request " + std::to_string(request_id) +
+                      ": unknown, or taken before");
+  }
+  const RequestStats stats = it->second;
+  finished_stats_.erase(it);
+  return stats;
+}
+
+// ---- cache
+
+int64_t Runtime::evict(int64_t num_blocks) {
+  const int64_t freed = tree_.evict(num_blocks);
+  num_evicted_ += freed;
+  return freed;
+}
+
+int64_t Runtime::match(const std::string& salt, const int32_t* tokens, int64_t num_tokens) const {
+  const Root* root = tree_.find_root(salt);
+  return root ? tree_.match_length(root, tokens, num_tokens) : 0;
+}
+
+RuntimeStats Runtime::stats() const {
+  const int64_t held =
+      pool_.num_blocks() - pool_.num_free() - tree_.num_evictable_blocks() - tree_.num_protected_blocks();
+  return {pool_.num_blocks(),
+          pool_.num_free(),
+          tree_.num_evictable_blocks(),
+          tree_.num_protected_blocks(),
+          held,
+          tree_.num_nodes(),
+          tree_.num_namespaces(),
+          static_cast<int64_t>(sequences_.size() - free_slots_.size()),
+          static_cast<int64_t>(running_.size()),
+          static_cast<int64_t>(waiting_.size()),
+          num_evicted_,
+          num_preemptions_,
+          num_steps_};
+}
+
+}  // namespace skv

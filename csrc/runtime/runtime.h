@@ -1,0 +1,255 @@
+// The stateful runtime: sessions over one block pool, and the planner that turns their requests into ragged
+// steps.
+//
+//   submit() ... -> plan() -> [forward pass over buffers()] -> commit() -> events, until plan() has nothing
+//   to do.
+//
+// A session keeps its tokens until close(). Its KV is shared, published to the radix tree when a turn ends,
+// and evictable while the session is idle; a turn recomputes what is missing and answers the same. Only
+// tokens whose KV a committed step has written are ever published; drafts never are. A call that throws
+// changes nothing.
+//
+// Not thread-safe: one owner thread (or the caller's lock).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "block_pool.h"
+#include "errors.h"
+#include "radix_tree.h"
+#include "sequence.h"
+#include "step_buffers.h"
+
+namespace skv {
+
+struct RuntimeOptions {
+  int32_t num_blocks = 0;
+  int64_t block_size = 16;
+  int64_t max_batch_tokens = 2048;
+  int64_t max_seqs = 64;
+  int64_t max_blocks_per_seq = 0;  // 0: num_blocks
+  int max_ngram = 4;
+  int min_ngram = 1;
+  int num_drafts = 8;  // most draft tokens per request and step; 0: no speculation
+  bool latest = true;  // propose after the latest earlier occurrence, or after the earliest
+  bool prefix_cache = true;
+  std::string policy = "lru";
+};
+
+struct RequestParams {
+  int64_t max_tokens = 1;
+  float temperature = 0.0f;
+  int32_t top_k = 0;
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  int64_t seed = 0;
+  std::vector<int32_t> stop_token_ids;
+  int num_drafts = -1;  // -1: the runtime's
+  int priority = 0;     // higher runs first and is preempted last
+};
+
+struct RequestStats {
+  int64_t prompt_tokens = 0;      // session plus delta at submission
+  int64_t delta_tokens = 0;       // tokens the turn brought
+  int64_t reused_tokens = 0;      // of the prompt, KV found in the cache when the turn began
+  int64_t recomputed_tokens = 0;  // fed again because their KV had been evicted
+  int64_t fed_tokens = 0;         // rows of committed steps, drafts not counted
+  int64_t drafted = 0;
+  int64_t accepted = 0;
+  int64_t preemptions = 0;
+};
+
+enum class FinishReason { kNone, kStop, kLength };
+
+struct Event {
+  uint64_t request_id;
+  std::vector<int32_t> tokens;
+  FinishReason finish_reason;
+};
+
+struct StepInfo {
+  int64_t num_tokens = 0;
+  int64_t num_seqs = 0;  // highest used batch row + 1; rows in between may be empty
+  int64_t num_copies = 0;
+  int64_t num_logit_rows = 0;
+  int64_t max_seqlen_q = 0;
+  int64_t max_seqlen_k = 0;
+  int64_t max_rows_per_seq = 0;
+  int64_t num_blocks_used_in_table = 0;
+  bool any_sampled = false;
+};
+
+struct RuntimeStats {
+  int64_t num_blocks, free, evictable, protected_blocks, session_held;
+  int64_t nodes, namespaces, sessions, running, waiting;
+  int64_t evicted_blocks, preemptions, steps;
+};
+
+class Runtime {
+ public:
+  explicit Runtime(const RuntimeOptions& options);
+  ~Runtime();
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  // ---- sessions: fork, rollback and close refuse a session whose turn is in progress
+  uint64_t open(const std::string& salt = "");
+  uint64_t fork(uint64_t session);
+  void rollback(uint64_t session, int64_t length);
+  void close(uint64_t session);
+  int64_t length(uint64_t session) const { return get(session).committed; }
+  int64_t resident(uint64_t session) const;
+  const int32_t* tokens(uint64_t session) const { return get(session).tokens.data(); }
+  bool is_running(uint64_t session) const { return get(session).request_id != 0; }
+
+  // ---- turns
+  // Throws OutOfBlocks if the turn could not finish even with the whole pool to itself.
+  uint64_t submit(uint64_t session, const int32_t* tokens, int64_t num_tokens, const RequestParams& params);
+  // Makes the next step and fills buffers(); nothing when no request is left. Ends with commit() or
+  // cancel_step().
+  std::optional<StepInfo> plan();
+  // Takes out_tokens and out_num_tokens of the planned step.
+  std::vector<Event> commit();
+  // The planned step did not run: its blocks go back, the requests stay.
+  void cancel_step();
+  // Ends a turn early with its delta and the first num_keep generated tokens committed. Not while a step is
+  // planned.
+  void finish(uint64_t request_id, int64_t num_keep);
+  // Forgets the turn: the session is as before submit(). Not of a running one while a step is planned.
+  void abort(uint64_t request_id);
+  // Brings the draft indices of running requests up to date. plan() does it where needed; a caller that has
+  // launched a step and waits for the device can hide the work here.
+  void index_drafts();
+  // Of a request in progress, or of a finished one: then once.
+  RequestStats take_stats(uint64_t request_id);
+
+  // ---- cache
+  int64_t evict(int64_t num_blocks);
+  int64_t match(const std::string& salt, const int32_t* tokens, int64_t num_tokens) const;
+  RuntimeStats stats() const;
+  // Recomputes every invariant; throws std::logic_error.
+  void check() const;
+
+  const StepBuffers& buffers() const { return buffers_; }
+  // Replaces arrays by the caller's, which must outlive the runtime or the next bind.
+  void bind(const std::vector<std::pair<std::string, void*>>& arrays);
+  std::vector<BufferSpec> buffer_specs() { return buffers_.specs(sizes_); }
+  const RuntimeOptions& options() const { return options_; }
+
+ private:
+  // What a request does in the step being planned.
+  struct Step {
+    int64_t start = 0;       // position of the first token fed
+    int64_t num_tokens = 0;  // rows, drafts included; 0: not part of the step
+    int64_t num_logits = 0;
+    int64_t num_drafts = 0;
+    int64_t table_size = 0;  // table entries before the step reserved more
+    int64_t copy_idx = -1;   // table entry that was replaced by a copy
+    int32_t copy_src = -1;
+  };
+
+  struct Request {
+    uint64_t id = 0;
+    Sequence* seq = nullptr;
+    RequestParams params;
+    RequestStats stats;
+    int64_t prompt_length = 0;
+    uint64_t admitted = 0;  // order of admission; 0: waiting
+    int32_t row = -1;
+    Step step;
+    std::vector<int32_t> drafts;
+
+    int64_t known() const { return static_cast<int64_t>(seq->tokens.size()); }
+    int64_t num_generated() const { return known() - prompt_length; }
+    int64_t num_remaining() const { return params.max_tokens - num_generated(); }
+    // Only the last token is left to feed.
+    bool decoding() const { return seq->resident >= known() - 1; }
+  };
+
+  struct WaitingOrder {
+    bool operator()(const Request* a, const Request* b) const {
+      return a->params.priority != b->params.priority ? a->params.priority > b->params.priority
+                                                      : a->id < b->id;
+    }
+  };
+
+  struct Row {
+    uint64_t owner = 0;  // session whose table the row holds
+    Request* request = nullptr;
+    uint64_t last_used = 0;
+  };
+
+  // sessions (runtime.cpp)
+  Sequence& get(uint64_t session) const;
+  Sequence& get_idle(uint64_t session, const char* what) const;
+  Sequence& new_sequence();
+  Request& get_request(uint64_t request_id) const;
+  void require_no_step(const char* what) const;
+  void cut_back(Sequence& seq, int64_t length);
+  void forget(Request& request);
+
+  // who runs (scheduler.cpp)
+  void hold(Sequence& seq, bool match);
+  void release(Sequence& seq);
+  void publish(Sequence& seq, int64_t end);
+  void fit_table(Sequence& seq);
+  void begin_running(Request& request);
+  void stop_running(Request& request);
+  int64_t preempt(Request& request);
+  void restart_alone(Request& request);
+  bool better_wait(const Request& request) const;
+  int64_t num_available() const { return pool_.num_free() + tree_.num_evictable_blocks(); }
+  int32_t pick_row(const Sequence& seq) const;
+
+  // one step (planner.cpp)
+  bool make_room(Request& request, int64_t num_blocks);
+  void plan_decode(Request& request);
+  void plan_prefill(Request& request);
+  void admit_waiting();
+  bool admit(Request& request);
+  void reserve(Request& request, int64_t start, int64_t num_tokens, int64_t num_drafts);
+  void unplan(Request& request);
+  StepInfo fill_buffers();
+  void fill_row(int64_t row, Request& request, StepInfo* info);
+
+  // results (commit.cpp)
+  void check_results() const;
+  Event commit_request(Request& request);
+  void finish_turn(Request& request, int64_t length);
+
+  RuntimeOptions options_;
+  StepSizes sizes_;
+  BlockPool pool_;
+  RadixTree tree_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;
+  std::vector<uint32_t> generations_;  // per slot of sequences_; the upper half of a handle
+  std::vector<uint32_t> free_slots_;
+  std::unordered_map<uint64_t, std::unique_ptr<Request>> requests_;
+  std::vector<Request*>
+      running_;  // highest priority first, then longest admitted: the last one is preempted first
+  std::set<Request*, WaitingOrder> waiting_;
+  std::map<uint64_t, RequestStats> finished_stats_;
+  std::vector<Row> rows_;
+  StepBuffers buffers_;
+  std::vector<std::vector<int64_t>> storage_;  // of the buffers that are not bound to the caller's memory
+  int64_t budget_ = 0;                         // token rows left in the step being planned
+  int64_t last_num_tokens_ = 0;
+  int64_t last_num_copies_ = 0;
+  bool step_planned_ = false;
+  bool preempted_ = false;  // in the step being planned
+  uint64_t next_request_id_ = 1;
+  uint64_t next_admission_ = 1;
+  int64_t num_evicted_ = 0;
+  int64_t num_preemptions_ = 0;
+  int64_t num_steps_ = 0;
+};
+
+}  // namespace skv

@@ -1,0 +1,64 @@
+// The arrays of one step: what the forward pass reads and where verification leaves its tokens. Owned by
+// default, or bound to the caller's memory (pinned memory of a GPU engine). Layout and meaning as in the ops
+// that consume them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace skv {
+
+struct StepSizes {
+  int64_t max_batch_tokens;
+  int64_t max_seqs;
+  int64_t max_blocks_per_seq;
+  int64_t max_logit_rows;
+  int64_t max_rows_per_seq;  // 1 + most drafts
+};
+
+struct BufferSpec {
+  enum class Type { kInt32, kInt64, kFloat32 };
+  std::string name;
+  Type type;
+  std::vector<int64_t> shape;
+  std::function<void*()> get;
+  std::function<void(void*)> set;
+
+  int64_t num_bytes() const;
+};
+
+// Entries past what a step uses are neutral: token and position 0, slot -1, block -1, empty sequences,
+// temperature 0.
+struct StepBuffers {
+  int32_t* token_ids;        // [max_batch_tokens]
+  int64_t* positions;        // [max_batch_tokens]
+  int64_t* slot_mapping;     // [max_batch_tokens] -1: this token's KV is in the cache already
+  int32_t* cu_seqlens_q;     // [max_seqs + 1]
+  int32_t* seqused_k;        // [max_seqs] tokens in the cache once this step has written
+  int32_t* block_table;      // [max_seqs, max_blocks_per_seq] rows persist from step to step
+  int32_t* table_begin;      // [max_seqs] entries table_begin .. table_end of a row were written in this step
+  int32_t* table_end;        // [max_seqs]
+  int32_t* copy_src;         // [max_seqs] copies to make before anything is appended
+  int32_t* copy_dst;         // [max_seqs]
+  int32_t* copy_num_tokens;  // [max_seqs]
+  int64_t* logit_rows;       // [max_logit_rows] index into the step's tokens
+  int32_t* draft_tokens;     // [max_logit_rows] the token fed in that row
+  int32_t* cu_rows;          // [max_seqs + 1]
+  float* temperature;        // [max_seqs]
+  float* top_p;              // [max_seqs]
+  float* min_p;              // [max_seqs]
+  int32_t* top_k;            // [max_seqs]
+  int64_t* seeds;            // [max_seqs]
+  int64_t* sample_positions;  // [max_seqs] absolute position of the token that row 0 predicts
+  int32_t* out_tokens;        // [max_seqs, max_rows_per_seq] written by the caller before commit()
+  int32_t* out_num_tokens;    // [max_seqs]
+
+  // Names, types, shapes and the slots above, in a fixed order.
+  std::vector<BufferSpec> specs(const StepSizes& sizes);
+  // Writes the neutral values everywhere.
+  void clear(const StepSizes& sizes);
+};
+
+}  // namespace skv

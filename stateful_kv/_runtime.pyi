@@ -1,0 +1,164 @@
+"""Types and one-line meanings of the C++ module; the whole picture is in stateful_kv/runtime.py."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+class StaleHandle(ValueError):
+    """A session or request that was closed, finished or never existed."""
+
+class OutOfBlocks(RuntimeError):
+    """The turn cannot finish even with the whole pool to itself. All counts in blocks."""
+
+    needed: int
+    free: int
+    evictable: int
+    pinned: int
+
+class BlockPool:
+    """Reference-counted block ids."""
+
+    def __init__(self, num_blocks: int) -> None: ...
+    def alloc(self, n: int) -> NDArray[np.int32] | None:
+        """n distinct free blocks with one reference each, or None (and no change)."""
+    def ref(self, block: int) -> None: ...
+    def unref(self, block: int) -> bool:
+        """Drops one reference; True when that freed the block."""
+    def ref_count(self, block: int) -> int: ...
+    @property
+    def num_free(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+
+class RadixTree:
+    """Prefixes of tokens over cache blocks, token-granular, least recently used leaves evicted first."""
+
+    def __init__(self, num_blocks: int, block_size: int, policy: str = "lru") -> None: ...
+    def insert(self, tokens: ArrayLike, namespace: str | bytes = "") -> int:
+        """Stores a prefix, evicting where needed; returns how many of its tokens were new. Raises OutOfBlocks."""
+    def match(self, tokens: ArrayLike, namespace: str | bytes = "") -> tuple[int, NDArray[np.int32]]:
+        """Longest stored prefix: its length in tokens and its block table; a node is split where it ends inside one."""
+    def match_length(self, tokens: ArrayLike, namespace: str | bytes = "") -> int:
+        """The length alone; changes nothing."""
+    def evict(self, num_blocks: int) -> int:
+        """Frees up to num_blocks blocks; returns how many."""
+    def check(self) -> None:
+        """Recomputes every invariant; raises on a violation."""
+    @property
+    def num_free(self) -> int: ...
+    @property
+    def num_evictable(self) -> int: ...
+    @property
+    def num_nodes(self) -> int: ...
+
+class DraftIndex:
+    """Incremental prompt lookup with the meaning of ops.propose_drafts; O(1) amortised per token, forks share."""
+
+    def __init__(self, max_ngram: int = 4, min_ngram: int = 1) -> None: ...
+    def extend(self, tokens: ArrayLike) -> None: ...
+    def truncate(self, length: int) -> None:
+        """Forgets tokens from `length` on."""
+    def fork(self) -> DraftIndex: ...
+    def propose(self, k: int, latest: bool = True) -> NDArray[np.int32]:
+        """At most k tokens that followed the last n-gram before, for the longest n that occurred; may be empty."""
+    def __len__(self) -> int: ...
+
+class StepInfo:
+    """Extents of a planned step; see stateful_kv.runtime."""
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_seqs(self) -> int:
+        """Rows of the batch: highest used one + 1."""
+    @property
+    def num_copies(self) -> int: ...
+    @property
+    def num_logit_rows(self) -> int: ...
+    @property
+    def max_seqlen_q(self) -> int: ...
+    @property
+    def max_seqlen_k(self) -> int: ...
+    @property
+    def max_rows_per_seq(self) -> int:
+        """Most logit rows of one sequence."""
+    @property
+    def num_blocks_used_in_table(self) -> int:
+        """Longest block table of the batch."""
+    @property
+    def any_sampled(self) -> bool: ...
+
+class Runtime:
+    """Sessions over one block pool and the planner of their turns. One owner thread."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int = 16,
+        max_batch_tokens: int = 2048,
+        max_seqs: int = 64,
+        max_blocks_per_seq: int = 0,
+        max_ngram: int = 4,
+        min_ngram: int = 1,
+        num_drafts: int = 8,
+        latest: bool = True,
+        prefix_cache: bool = True,
+        policy: str = "lru",
+    ) -> None:
+        """max_blocks_per_seq 0 means num_blocks; num_drafts 0 turns speculation off; prefix_cache=False keeps every
+        session (with its forks) to itself and drops its KV on close."""
+    @property
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Zero-copy views of the step's arrays."""
+    def bind(self, arrays: dict[str, np.ndarray]) -> None:
+        """Replaces step arrays by the caller's (same shape and dtype, C-contiguous, writable), cleared first."""
+    def open(self, namespace: str | bytes = "") -> int: ...
+    def fork(self, session: int) -> int:
+        """A session with the same tokens that shares all KV until one of the two writes."""
+    def rollback(self, session: int, length: int) -> None: ...
+    def close(self, session: int) -> None: ...
+    def length(self, session: int) -> int: ...
+    def resident(self, session: int) -> int:
+        """Leading tokens whose KV is in the cache."""
+    def tokens(self, session: int, start: int = 0) -> NDArray[np.int32]:
+        """A copy of the committed tokens from `start` on."""
+    def is_running(self, session: int) -> bool:
+        """Whether a request of the session is waiting or running."""
+    def submit(
+        self,
+        session: int,
+        tokens: ArrayLike,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        stop_token_ids: Sequence[int] | NDArray[np.int32] = (),
+        num_drafts: int = -1,
+        priority: int = 0,
+    ) -> int:
+        """Queues a turn and returns its request id. num_drafts -1: the runtime's. Higher priority runs first."""
+    def plan(self) -> StepInfo | None:
+        """Makes the next step and fills the buffers; None when no request is left."""
+    def commit(self) -> list[tuple[int, list[int], str | None]]:
+        """Takes the step's results: (request id, new tokens, None | "stop" | "length") per request that got tokens."""
+    def cancel_step(self) -> None:
+        """The planned step failed: nothing is committed, its blocks go back, the requests stay."""
+    def finish(self, request_id: int, num_keep: int) -> None:
+        """Ends a turn early, committing its delta and the first num_keep generated tokens."""
+    def abort(self, request_id: int) -> None:
+        """Forgets a turn: its session is as before submit."""
+    def index_drafts(self) -> None:
+        """Brings draft indices up to date; call while the device works to hide it. plan() does it where needed."""
+    def stats_of(self, request_id: int) -> dict[str, int]: ...
+    def stats(self) -> dict[str, int]:
+        """Blocks (num_blocks, free, evictable, protected, session_held), nodes, namespaces, sessions, running,
+        waiting; counters evicted_blocks, preemptions, steps."""
+    def evict(self, num_blocks: int) -> int:
+        """Frees up to num_blocks blocks of idle KV; returns how many."""
+    def match(self, namespace: str | bytes, tokens: ArrayLike) -> int:
+        """Longest cached prefix in tokens."""
+    def check(self) -> None:
+        """Recomputes every invariant from scratch; raises on a violation. For tests."""

@@ -1,0 +1,50 @@
+"""The C++ runtime (csrc/runtime) from Python: sessions, radix prefix cache, draft index, step planner. No torch.
+
+One thread owns a `Runtime` and everything made from it; `submit`, `plan`, `commit` and `index_drafts` release the GIL.
+Tokens are int32 arrays of one dimension (numpy, or anything numpy can view). Sessions and requests are integers; one
+that is closed or finished raises `StaleHandle` (a ValueError). A call that raises changes nothing.
+
+```python
+runtime = Runtime(num_blocks=4096, block_size=16)
+session = runtime.open()
+request = runtime.submit(session, tokens, max_tokens=64, stop_token_ids=[2])
+while (step := runtime.plan()) is not None:
+    forward(runtime.buffers, step)          # ends by writing out_tokens and out_num_tokens
+    for request_id, new_tokens, finish_reason in runtime.commit():
+        ...
+```
+
+The step: `plan()` fills `runtime.buffers`, numpy views of memory that stays where it is (`bind` puts in the caller's
+own arrays, pinned memory for instance). Let `s` be the `StepInfo` returned. In this order the caller
+1. copies blocks: `copy_src`, `copy_dst`, `copy_num_tokens` [:s.num_copies] (`ops.copy_blocks`), before anything is
+   appended,
+2. feeds `token_ids`, `positions` [:s.num_tokens] and appends their KV at `slot_mapping`; -1 means that the token's
+   KV is in the cache already (a turn always feeds at least one token, to have logits),
+3. attends with `cu_seqlens_q` [s.num_seqs + 1], `seqused_k` [s.num_seqs], `block_table` [s.num_seqs, :] and
+   `s.max_seqlen_q`; rows of the batch that are free are empty sequences. A request keeps its row while it runs, and a
+   row of the table keeps its entries: entries `table_begin[row]` to `table_end[row]` are what this step added,
+4. takes logits of the rows `logit_rows` [:s.num_logit_rows] and verifies (`ops.verify_drafts`) with `draft_tokens`,
+   `cu_rows`, `temperature`, `top_k`, `top_p`, `min_p`, `seeds` and `positions=sample_positions`; `s.any_sampled` tells
+   whether any temperature is above 0,
+5. writes `out_tokens` [max_seqs, 1 + num_drafts] and `out_num_tokens` [max_seqs], then calls `commit()`. After a failed
+   forward pass it calls `cancel_step()` instead.
+All buffers are filled to their end with what changes nothing (slot -1, block -1, empty sequences), so a step can be
+padded to a captured batch.
+
+`submit` raises `OutOfBlocks` (needed, free, evictable, pinned) for a turn that could not finish even with the whole
+pool to itself; every other turn finishes, whatever else runs: `plan` never raises for want of blocks. It evicts idle
+prefixes, gives up drafts, then preempts the lowest-priority request admitted last, which later goes on from what is
+left of its KV and answers the same. While a request runs, `length` and `tokens` of its session are those before
+`submit`.
+
+`Runtime.stats_of(request_id)`, at any time while the request runs and once after it has finished or was aborted:
+prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, found in the cache), recomputed_tokens
+(fed again because their KV had been evicted), fed_tokens (rows fed, drafts not counted), drafted, accepted and
+preemptions.
+
+`BlockPool`, `RadixTree` (over a pool of its own) and `DraftIndex` are the parts, for tests and for custom engines.
+"""
+
+from ._runtime import BlockPool, DraftIndex, OutOfBlocks, RadixTree, Runtime, StaleHandle, StepInfo
+
+__all__ = ["BlockPool", "DraftIndex", "OutOfBlocks", "RadixTree", "Runtime", "StaleHandle", "StepInfo"]
