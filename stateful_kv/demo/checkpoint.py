@@ -7,14 +7,24 @@ wander and then fall into repetitions, never at once: there is something to draf
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 from .text import END, TOKENIZER_FILE
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 256, 4, 4, 2, 64, 704
 _EMBED_STD, _QK_STD, _STD, _FINAL_NORM = 0.3, 0.1, 0.06, 0.2
+
+
+def random_checkpoint(seed: int = 0) -> Path:
+    """A random checkpoint in a temporary directory that lives as long as the process."""
+    folder = tempfile.TemporaryDirectory(prefix="stateful_kv_")
+    atexit.register(folder.cleanup)
+    write_random_checkpoint(Path(folder.name), seed)
+    return Path(folder.name)
 
 
 def write_random_checkpoint(directory: Path, seed: int = 0) -> None:

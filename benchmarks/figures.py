@@ -1,0 +1,104 @@
+"""Writes README's figures from the committed result files: python benchmarks/figures.py [--check]."""
+
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "cpu"
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+
+
+def load(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def source(result: dict, name: str) -> str:
+    m = result["machine"]
+    where = f"{m['processor']}, {m['threads']} threads, torch {m['torch']}"
+    return f"{where}, commit `{m['commit']}`, {m['date']}, `results/cpu/{name}.json`"
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def turns() -> str:
+    text = []
+    for dtype in ("bfloat16", "float32"):
+        name = f"bench_turns_{dtype}"
+        result = load(name)
+        rows = [
+            [
+                r["contestant"],
+                f"{r['median turn ms']:.0f}",
+                f"{r['median ttft ms']:.0f}",
+                f"{r['ms per token']:.1f}",
+                f"{r['ratio to cache kept, median']:.2f}",
+                f"{r['p90']:.2f}",
+                f"{r['ratio to ours from turn 6']:.2f}",
+            ]
+            for r in result["summary"]
+        ]
+        heads = [
+            "contestant",
+            "turn ms",
+            "first token ms",
+            "ms per token",
+            "turn / cache kept",
+            "p90",
+            "turn / ours, from turn 6",
+        ]
+        s, context = result["settings"], result["turns"]["ours"][-1]["context"]
+        what = f"**{dtype}**, {s['turns']} turns, {s['answer']} tokens an answer, contexts to {context} tokens"
+        text.append(f"{what} ({source(result, name)}):\n\n{table(heads, rows)}")
+    return "\n\n".join(text)
+
+
+def host_time() -> str:
+    result = load("bench_host_time")
+    rows = [
+        [
+            f"{r['conversation']:,}",
+            f"{r['runtime us per turn']:.0f}",
+            f"{r['host us per turn']:.0f}",
+            f"{r['to the first']:.2f}",
+        ]
+        for r in result["rows"]
+    ]
+    s = result["settings"]
+    intro = f"Host time of a turn outside the model, {s['delta']} tokens in, {s['answer']} out"
+    heads = ["conversation", "C++ runtime us", "all host us", "to the first"]
+    return f"{intro} ({source(result, 'bench_host_time')}):\n\n{table(heads, rows)}"
+
+
+def section() -> str:
+    parts = [
+        "## Figures",
+        "Measured, each from the file it names; written by `benchmarks/figures.py`.",
+        "One growing conversation on a random-weight Llama of 112M parameters, against transformers in the same run\n"
+        "(`benchmarks/bench_turns.py`), medians from the second turn on:",
+        turns(),
+        host_time(),
+    ]
+    return "\n\n".join(parts)
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    text = path.read_text()
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    new = f"{head}{BEGIN}\n{section()}\n{END}{tail}"
+    if "--check" in sys.argv:
+        print(
+            "README's figures are up to date" if new == text else "README's figures differ: run benchmarks/figures.py"
+        )
+        return int(new != text)
+    path.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
