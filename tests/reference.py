@@ -147,8 +147,8 @@ def merge_states(out_a, lse_a, out_b, lse_b, dtype=torch.float64):
     out_a, lse_a, out_b, lse_b = (t.to(dtype) for t in (out_a, lse_a, out_b, lse_b))
     lse = torch.logaddexp(lse_a, lse_b)
     seen = lse != -math.inf
-    weight_a = torch.where(seen, (lse_a - lse).exp(), 0.0).T[..., None]
-    weight_b = torch.where(seen, (lse_b - lse).exp(), 0.0).T[..., None]
+    weight_a = torch.where(seen, torch.sigmoid(lse_a - lse_b), 0.0).T[..., None]  # exact for huge lse as well
+    weight_b = torch.where(seen, torch.sigmoid(lse_b - lse_a), 0.0).T[..., None]
     return out_a * weight_a + out_b * weight_b, lse
 
 
