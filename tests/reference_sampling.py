@@ -27,8 +27,8 @@ def gumbel(seed, position, vocab):
     counter[:, 0], counter[:, 1], counter[:, 2] = ids // 4, position & low, position >> shift
     key = np.broadcast_to(np.array([seed & low, seed >> shift]), (vocab, 2))
     words = philox4x32(counter, key)[ids, ids % 4]
-    uniform = ((words >> np.uint32(9)) + 0.5) / (1 << 23)
-    return -np.log(-np.log(uniform))
+    uniform = (words + 0.5) / 2.0**32
+    return -np.log(-np.log1p(uniform - 1))
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ def draw(logits, seed=0, position=0, **settings):
 
 def log_softmax(logits):
     x = np.where(np.isnan(logits), -math.inf, logits).astype(np.float64)
-    top = x.max()
+    top = max(x.max(), -1e308)
     return x - top - np.log(np.exp(x - top).sum())
 
 

@@ -1,0 +1,390 @@
+"""Every op refuses every malformed argument: the promised exception, a message that says what and why, nothing written.
+
+Whatever can be derived from a valid call is derived (dtypes, ranks, sizes, strides, overlap, devices); the rest is
+listed by hand.
+"""
+
+import inspect
+import math
+
+import pytest
+import torch
+from cases import Frozen
+from op_calls import (
+    BLOCK,
+    BLOCKS,
+    CALLS,
+    DIM,
+    KV_HEADS,
+    NAN,
+    OUTPUTS,
+    all_tensors,
+    int32,
+    int64,
+    on_device,
+    replace,
+    rows,
+)
+
+import stateful_kv as skv
+
+
+def refused(backend, op, kwargs, error, *words):
+    """The wrapper raises `error`, torch.ops a RuntimeError with the same message; both leave every tensor as it is."""
+    before = Frozen(**all_tensors(kwargs))
+    with pytest.raises(RuntimeError) as raw:
+        getattr(backend.ops, op)(**kwargs)
+    before.check()
+    text = str(raw.value)
+    kinds = error if isinstance(error, tuple) else (error,)
+    assert any(f"[{kind.__name__}] {op}: " in text for kind in kinds), text
+    for word in ("expected", *words):
+        assert word in text or (word == "expected" and "not supported" in text), f"{word!r} is not in: {text}"
+    if backend.name == "simt":
+        return
+    wrapper = getattr(skv.ops, op)
+    assert set(kwargs) <= set(inspect.signature(wrapper).parameters)
+    with pytest.raises(kinds) as typed:
+        wrapper(**kwargs)
+    before.check()
+    message = str(typed.value)
+    assert message.startswith(f"{op}: ") and message in text
+    assert type(typed.value) in kinds
+
+
+def valid(backend, op):
+    return on_device(CALLS[op](), backend.device)
+
+
+@pytest.mark.each_isa
+@pytest.mark.parametrize("op", CALLS)
+def test_the_valid_calls_are_valid(backend, op):
+    """By the raw op and by the wrapper, which returns the very outputs it was given."""
+    kwargs = valid(backend, op)
+    before = Frozen(**{k: v for k, v in all_tensors(kwargs).items() if k.split("[")[0] not in OUTPUTS[op]})
+    assert getattr(backend.ops, op)(**kwargs) is None
+    before.check()
+    if backend.name == "simt":
+        return
+    result = getattr(skv.ops, op)(**kwargs)
+    results = result if isinstance(result, tuple) else (result,)
+    given = {v.data_ptr() for v in all_tensors(kwargs).values()}
+    assert all(r is None or r.data_ptr() in given for r in results)
+
+
+def tensors_of(*skip):
+    return [(op, name) for op in CALLS for name in all_tensors(CALLS[op]()) if name not in skip]
+
+
+WRONG_DTYPE = {"positions": torch.float32, "slot_mapping": torch.int32, "src_slots": torch.int32}
+WRONG_DTYPE |= {"dst_slots": torch.int32, "seeds": torch.int32}
+
+
+@pytest.mark.parametrize("op, name", tensors_of())
+def test_wrong_dtype(backend, op, name):
+    kwargs = valid(backend, op)
+    t = all_tensors(kwargs)[name]
+    wrong = torch.float64 if t.is_floating_point() else torch.int64 if t.dtype == torch.int32 else torch.int32
+    wrong = torch.float32 if name == "positions" else wrong
+    words = (name.split("[")[0], str(wrong).removeprefix("torch."))
+    if name == "positions" and op == "verify_drafts":
+        wrong, words = torch.int32, ("positions", "int32")
+    refused(backend, op, replace(kwargs, name, t.to(wrong)), TypeError, *words)
+
+
+def test_wrong_floating_dtypes_beside_each_other(backend):
+    """Each is a dtype the op knows; together they make no sense."""
+    kwargs = on_device(CALLS["append_kv"](torch.bfloat16), backend.device)
+    refused(backend, "append_kv", kwargs | {"key": kwargs["key"].half()}, TypeError, "float16", "bfloat16")
+    refused(backend, "append_kv", kwargs | {"value": kwargs["value"].half()}, TypeError, "value")
+    refused(backend, "append_kv", kwargs | {"v_cache": kwargs["v_cache"].half()}, TypeError, "v_cache")
+    kwargs = on_device(CALLS["delta_prefill"](torch.bfloat16), backend.device)
+    refused(backend, "delta_prefill", kwargs | {"query": kwargs["query"].half()}, TypeError)
+    refused(backend, "delta_prefill", kwargs | {"out": kwargs["out"].half()}, TypeError, "out")
+    kwargs = valid(backend, "rope_append_kv")
+    for name in ("query", "query_out", "q_norm_weight", "k_norm_weight"):
+        refused(backend, "rope_append_kv", kwargs | {name: kwargs[name].half()}, TypeError, "float16")
+    kwargs = valid(backend, "merge_states")
+    for name in ("out", "out_a", "out_b"):
+        refused(backend, "merge_states", kwargs | {name: kwargs[name].half()}, TypeError)
+
+
+@pytest.mark.parametrize("op, name", tensors_of())
+def test_wrong_rank(backend, op, name):
+    kwargs = valid(backend, op)
+    t = all_tensors(kwargs)[name]
+    shape = str(list(t[None].shape))
+    refused(backend, op, replace(kwargs, name, t[None]), ValueError, name.split("[")[0], shape)
+    if t.dim() > 1 or "scale" not in name:  # a scale may be a scalar
+        refused(backend, op, replace(kwargs, name, t[0].clone()), ValueError, name.split("[")[0])
+
+
+# What may have another size without being wrong, or is wrong only by its contents: (argument, dimension, change).
+FREE = {
+    "append_kv": {("slot_mapping", 0, -1)},
+    "rope_append_kv": {("slot_mapping", 0, -1), ("positions", 0, 1), ("cos_sin_cache", 0, 1), ("cos_sin_cache", 0, -1)},
+    "delta_prefill": {("block_table", 1, 1), ("block_table", 1, -1)},
+    "schedule_delta_prefill": {("schedule", 0, 1), ("schedule", 0, -1)},
+    "copy_blocks": set(),
+    "compact_kv": {("cu_moves", 0, 1), ("cu_moves", 0, -1)},
+    "verify_drafts": {("logits", 1, -1)},
+    "propose_drafts": {("drafts", 1, 1), ("drafts", 1, -1), ("history", 1, 1), ("history", 1, -1)},
+}
+
+
+@pytest.mark.parametrize("change", [1, -1])
+@pytest.mark.parametrize("op, name", tensors_of())
+def test_wrong_sizes(backend, op, name, change):
+    """Any one dimension one longer or one shorter contradicts the other arguments."""
+    kwargs = valid(backend, op)
+    t = all_tensors(kwargs)[name]
+    for d in range(t.dim()):
+        if (name, d, change) in FREE.get(op, ()):
+            continue
+        shape = list(t.shape)
+        shape[d] += change
+        wrong = torch.zeros(shape, dtype=torch.float32, device=t.device).to(t.dtype)
+        refused(backend, op, replace(kwargs, name, wrong), (ValueError, NotImplementedError))
+
+
+@pytest.mark.parametrize("op, name", tensors_of())
+def test_strided_last_dimension(backend, op, name):
+    kwargs = valid(backend, op)
+    t = all_tensors(kwargs)[name]
+    if t.dim() < 2:
+        pytest.skip("a vector")
+    shape = [*t.shape[:-1], 2 * t.size(-1) + 1]  # a stride of 2 even where the last dimension has one element
+    strided = torch.zeros(shape, dtype=torch.float32, device=t.device).to(t.dtype)[..., ::2][..., : t.size(-1)]
+    if t.size(-1) == 1:
+        pytest.skip("one element has no stride")
+    refused(backend, op, replace(kwargs, name, strided), ValueError, name.split("[")[0])
+
+
+@pytest.mark.parametrize("op, name", [(op, n) for op, n in tensors_of() if n.split("[")[0] in OUTPUTS[op]])
+def test_outputs_that_overlap_themselves(backend, op, name):
+    kwargs = valid(backend, op)
+    t = all_tensors(kwargs)[name]
+    for d in range(t.dim()):
+        if t.dim() > 1 and d == t.dim() - 1:
+            continue  # its stride is wrong already
+        one = t.narrow(d, 0, 1).clone()
+        refused(backend, op, replace(kwargs, name, one.expand(t.shape)), ValueError, name.split("[")[0])
+
+
+def test_rows_that_overlap_by_half_are_refused(backend):
+    """Strides that step less than a row: out, and a cache."""
+    kwargs = valid(backend, "delta_prefill")
+    out = kwargs["out"]
+    base = torch.zeros(out.numel(), dtype=out.dtype, device=out.device)
+    half = base.as_strided(out.shape, (out.stride(0), out.stride(1) // 2, 1))
+    refused(backend, "delta_prefill", kwargs | {"out": half}, ValueError, "out")
+    kwargs = valid(backend, "append_kv")
+    k = kwargs["k_cache"]
+    base = torch.zeros(k.numel(), device=k.device).to(k.dtype)
+    refused(
+        backend, "append_kv", kwargs | {"k_cache": base.as_strided(k.shape, (DIM, 128, 64, 1))}, ValueError, "k_cache"
+    )
+
+
+@pytest.mark.parametrize("op, name", tensors_of())
+def test_another_device(backend, op, name):
+    """A meta tensor among real ones: never a call that does nothing and says nothing."""
+    kwargs = valid(backend, op)
+    meta = replace(kwargs, name, all_tensors(kwargs)[name].to("meta"))
+    before = Frozen(**all_tensors(kwargs))
+    with pytest.raises((RuntimeError, NotImplementedError, ValueError)):
+        getattr(backend.ops, op)(**meta)
+    before.check()
+
+
+@pytest.mark.parametrize("op, name", tensors_of())
+def test_another_real_device(op, name):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    from backends import BACKENDS
+
+    backend = next(b for b in BACKENDS if b.name == "cuda")
+    kwargs = valid(backend, op)
+    refused(backend, op, replace(kwargs, name, all_tensors(kwargs)[name].cpu()), ValueError, "cpu", "cuda")
+
+
+SCALARS = [
+    ("rope_append_kv", "norm_eps", (-1.0, NAN)),
+    ("delta_prefill", "max_seqlen_q", (-1,)),
+    ("delta_prefill", "softmax_scale", (NAN, math.inf)),
+    ("delta_prefill", "window_left", (-2,)),
+    ("delta_prefill", "softcap", (-1.0, NAN, math.inf)),
+    ("delta_prefill", "num_splits", (-2, 1 << 40)),
+    ("schedule_delta_prefill", "num_heads", (0, -4, 3)),
+    ("schedule_delta_prefill", "num_kv_heads", (0, -1)),
+    ("schedule_delta_prefill", "max_seqlen_q", (-1,)),
+    ("schedule_delta_prefill", "num_splits", (-2,)),
+    ("schedule_delta_prefill", "window_left", (-2,)),
+    ("propose_drafts", "max_ngram", (0, -1)),
+    ("propose_drafts", "min_ngram", (0, -1, 4)),
+]
+
+
+@pytest.mark.parametrize("op, name, values", SCALARS, ids=lambda v: str(v))
+def test_scalars_out_of_range(backend, op, name, values):
+    for value in values:
+        refused(backend, op, valid(backend, op) | {name: value}, ValueError, name)
+
+
+def test_head_dim_of_a_schedule(backend):
+    for head_dim in (0, -8, 12):
+        kwargs = valid(backend, "schedule_delta_prefill") | {"head_dim": head_dim}
+        refused(backend, "schedule_delta_prefill", kwargs, (ValueError, NotImplementedError), "head_dim")
+
+
+# ---- pairs of arguments ---------------------------------------------------------------------------------------------
+
+
+def test_scales_beside_a_cache_that_is_not_fp8(backend):
+    scale = torch.ones(KV_HEADS, device=backend.device)
+    for op in ("append_kv", "rope_append_kv", "delta_prefill"):
+        kwargs = on_device(CALLS[op](torch.bfloat16), backend.device)
+        for name in ("k_scale", "v_scale"):
+            refused(backend, op, kwargs | {name: scale}, ValueError, name, "float8_e4m3fn")
+
+
+def test_a_batch_of_scales_is_for_attention_only(backend):
+    scale = torch.ones(3, KV_HEADS, device=backend.device)
+    for op in ("append_kv", "rope_append_kv"):
+        refused(backend, op, valid(backend, op) | {"k_scale": scale}, ValueError, "k_scale", "[3, 2]")
+    wrong = torch.ones(2, KV_HEADS, device=backend.device)
+    refused(backend, "delta_prefill", valid(backend, "delta_prefill") | {"k_scale": wrong}, ValueError, "k_scale")
+
+
+def test_query_heads_that_are_no_multiple(backend):
+    for heads in (1, 3, 5):
+        wide = rows(6, heads).to(backend.device)
+        kwargs = valid(backend, "delta_prefill") | {"query": wide, "out": wide.clone()}
+        kwargs |= {"lse": torch.zeros(heads, 6, device=backend.device), "sinks": None}
+        refused(backend, "delta_prefill", kwargs, ValueError, str(heads), str(KV_HEADS))
+        wide = rows(5, heads).to(backend.device)
+        kwargs = valid(backend, "rope_append_kv") | {"query": wide, "query_out": wide.clone()}
+        refused(backend, "rope_append_kv", kwargs, ValueError, str(heads))
+
+
+def test_overlapping_outputs_and_inputs(backend):
+    """query_out may be query, out may be out_a; shifted by a row they are refused."""
+    kwargs = valid(backend, "rope_append_kv")
+    storage = rows(6, 4).to(backend.device)
+    refused(
+        backend, "rope_append_kv", kwargs | {"query_out": storage[:5], "query": storage[1:]}, ValueError, "query_out"
+    )
+    kwargs = valid(backend, "merge_states")
+    storage = rows(7, 4).to(backend.device)
+    refused(backend, "merge_states", kwargs | {"out": storage[1:], "out_a": storage[:6]}, ValueError, "out")
+
+
+def test_tree_mask_narrower_than_max_seqlen_q(backend):
+    kwargs = valid(backend, "delta_prefill") | {"max_seqlen_q": 33}
+    refused(backend, "delta_prefill", kwargs, ValueError, "tree_mask")
+
+
+def test_a_schedule_of_another_size(backend):
+    small = torch.zeros(1, dtype=torch.int32, device=backend.device)
+    kwargs = valid(backend, "delta_prefill") | {"schedule": small}
+    refused(backend, "delta_prefill", kwargs, ValueError, "schedule")
+    kwargs = valid(backend, "schedule_delta_prefill") | {"schedule": small}
+    refused(backend, "schedule_delta_prefill", kwargs, ValueError, "schedule")
+
+
+@pytest.mark.parametrize("op", ["copy_blocks", "compact_kv"])
+def test_layers_that_differ(backend, op):
+    kwargs = valid(backend, op)
+    first = kwargs["k_caches"][0]
+    refused(backend, op, kwargs | {"k_caches": []}, ValueError, "k_caches")
+    refused(backend, op, kwargs | {"v_caches": kwargs["v_caches"][:1]}, ValueError, "v_caches")
+    refused(backend, op, replace(kwargs, "k_caches[1]", first.half()), TypeError, "k_caches[1]", "float16")
+    padded = torch.zeros(BLOCKS, BLOCK, KV_HEADS, DIM + 8, device=first.device).to(first.dtype)[..., :DIM]
+    refused(backend, op, replace(kwargs, "v_caches[1]", padded), ValueError, "v_caches[1]", "stride")
+
+
+# ---- what the library does not do -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["append_kv", "rope_append_kv", "delta_prefill"])
+def test_unsupported_things_are_refused_by_name(backend, op):
+    kwargs = valid(backend, op)
+    short = torch.zeros(BLOCKS, BLOCK, KV_HEADS, DIM // 2, device=backend.device).to(kwargs["v_cache"].dtype)
+    refused(backend, op, kwargs | {"v_cache": short}, NotImplementedError, "separate value head size")
+    for dim in (12, 4, 2048):
+        k = torch.zeros(2, 2, 1, dim, device=backend.device).to(kwargs["k_cache"].dtype)
+        refused(backend, op, kwargs | {"k_cache": k, "v_cache": k.clone()}, NotImplementedError, "head_dim", str(dim))
+    k = torch.zeros(BLOCKS, 257, KV_HEADS, DIM, device=backend.device).to(kwargs["k_cache"].dtype)
+    refused(backend, op, kwargs | {"k_cache": k, "v_cache": k.clone()}, ValueError, "block_size", "257")
+    fp8e5 = kwargs["k_cache"].view(torch.float8_e5m2)
+    refused(backend, op, kwargs | {"k_cache": fp8e5, "v_cache": fp8e5.clone()}, TypeError, "k_cache")
+    int8 = kwargs["k_cache"].view(torch.int8)
+    refused(backend, op, kwargs | {"k_cache": int8, "v_cache": int8.clone()}, TypeError, "int8")
+
+
+# ---- indices (on CUDA they are skipped) -----------------------------------------------------------------------------
+
+SLOTS = BLOCKS * BLOCK
+INDICES = [
+    ("append_kv", {"slot_mapping": int64(0, 1, SLOTS, 3, 4)}, "slot_mapping[2]"),
+    ("append_kv", {"slot_mapping": int64(0, 1, 2, 3, 1 << 62)}, "slot_mapping[4]"),
+    ("rope_append_kv", {"slot_mapping": int64(SLOTS, 1, 2, 3, 4)}, "slot_mapping[0]"),
+    ("rope_append_kv", {"positions": int64(0, 1, 32, 3, 4)}, "positions[2]"),
+    ("rope_append_kv", {"positions": int64(0, -1, 2, 3, 4)}, "positions[1]"),
+    ("delta_prefill", {"block_table": int32(0, BLOCKS, 2, 3, 4, -1).view(3, 2)}, "block_table"),
+    ("delta_prefill", {"cu_seqlens_q": int32(0, 1, 4, 7)}, "cu_seqlens_q[3]"),
+    ("delta_prefill", {"cu_seqlens_q": int32(0, 3, 2, 6)}, "cu_seqlens_q[2]"),
+    ("delta_prefill", {"cu_seqlens_q": int32(-1, 1, 4, 6)}, "cu_seqlens_q[0]"),
+    ("delta_prefill", {"cu_seqlens_q": int32(0, 0, 0, 6)}, "cu_seqlens_q[3]"),
+    ("delta_prefill", {"seqused_k": int32(20, 33, 2)}, "seqused_k[1]"),
+    ("delta_prefill", {"seqused_k": int32(20, -1, 2)}, "seqused_k[1]"),
+    ("schedule_delta_prefill", {"cu_seqlens_q": int32(0, 3, 2, 6)}, "cu_seqlens_q[2]"),
+    ("schedule_delta_prefill", {"seqused_k": int32(20, -1, 2)}, "seqused_k[1]"),
+    ("copy_blocks", {"src_blocks": int32(0, BLOCKS)}, "src_blocks[1]"),
+    ("copy_blocks", {"dst_blocks": int32(BLOCKS, 5)}, "dst_blocks[0]"),
+    ("copy_blocks", {"dst_blocks": int32(4, 4)}, "dst_blocks[1]"),
+    ("copy_blocks", {"dst_blocks": int32(1, 5)}, "dst_blocks[0]"),
+    ("copy_blocks", {"num_tokens": int32(16, 17)}, "num_tokens[1]"),
+    ("copy_blocks", {"num_tokens": int32(-1, 3)}, "num_tokens[0]"),
+    ("compact_kv", {"src_slots": int64(5, SLOTS, 40)}, "src_slots[1]"),
+    ("compact_kv", {"dst_slots": int64(4, 5, SLOTS)}, "dst_slots[2]"),
+    ("compact_kv", {"cu_moves": int32(0, 2, 1, 3)}, "cu_moves[2]"),
+    ("compact_kv", {"cu_moves": int32(0, 2, 2, 4)}, "cu_moves[3]"),
+    ("compact_kv", {"cu_moves": int32(-1, 2, 2, 3)}, "cu_moves[0]"),
+    ("verify_drafts", {"cu_rows": int32(0, 3, 2, 6)}, "cu_rows[2]"),
+    ("verify_drafts", {"cu_rows": int32(0, 3, 4, 7)}, "cu_rows[3]"),
+    ("verify_drafts", {"parents": int32(0, 0, 0, -1, -1, 0)}, "parents[0]"),
+    ("verify_drafts", {"parents": int32(-1, 0, 2, -1, -1, 0)}, "parents[2]"),
+    ("verify_drafts", {"parents": int32(-1, -1, 0, -1, -1, 0)}, "parents[1]"),
+    ("verify_drafts", {"parents": None, "cu_rows": int32(0, 4, 4, 6)}, "cu_rows[1]"),
+    ("propose_drafts", {"history_lens": int32(20, 21, 7)}, "history_lens[1]"),
+    ("propose_drafts", {"history_lens": int32(20, 0, -1)}, "history_lens[2]"),
+]
+
+
+@pytest.mark.each_isa
+@pytest.mark.parametrize("op, change, where", INDICES, ids=lambda v: v if isinstance(v, str) else "")
+def test_indices_out_of_range(backend, op, change, where):
+    kwargs = valid(backend, op) | on_device(change, backend.device)
+    if op == "delta_prefill" and "block_table" not in change:
+        kwargs["tree_mask"] = None
+    if backend.checks_indices:
+        refused(backend, op, kwargs, IndexError, where)
+    else:  # skipped, and never out of bounds: nothing to compare with, but it has to end well
+        getattr(backend.ops, op)(**kwargs)
+
+
+def test_out_of_range_slots_are_skipped_where_they_are_not_checked(backend):
+    if backend.checks_indices:
+        pytest.skip("checked")
+    kwargs = on_device(CALLS["append_kv"](torch.bfloat16), backend.device)
+    kwargs["slot_mapping"] = int64(0, SLOTS, 1 << 40, -1, 5).to(backend.device)
+    want = kwargs["k_cache"].clone()
+    want[0, 0], want[0, 5] = kwargs["key"][0], kwargs["key"][4]
+    backend.ops.append_kv(**kwargs)
+    assert torch.equal(kwargs["k_cache"], want)
+
+
+def test_sampling_without_seeds(backend):
+    for name in ("seeds", "positions"):
+        refused(backend, "verify_drafts", valid(backend, "verify_drafts") | {name: None}, ValueError, name)
