@@ -82,7 +82,9 @@ def draw(logits, seed=0, position=0, **settings):
 
 def log_softmax(logits):
     x = np.where(np.isnan(logits), -math.inf, logits).astype(np.float64)
-    top = max(x.max(), -1e308)
+    top = x.max()
+    if not np.isfinite(top):  # no token is possible, or infinity is
+        return np.full(len(x), math.nan)
     return x - top - np.log(np.exp(x - top).sum())
 
 
