@@ -7,6 +7,7 @@ contiguous, every other stride is free; counts, tokens and tables are int32, slo
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -164,8 +165,8 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tenso
 
     x: [rows, k], float32, float16 or bfloat16, any row stride.
     weight: [n, k] of x's dtype with any row stride, or what pack_linear_weight made of it: the same bits, faster.
-    bias: [n] of x's dtype. out: [rows, n] of x's dtype or float32, any row stride, not overlapping the inputs; allocated
-    when None. Sums are float32 and rounded once.
+    bias: [n] of x's dtype. out: [rows, n] of x's dtype or float32, any row stride, not overlapping the inputs;
+    allocated when None. Sums are float32 and rounded once.
     Returns out. Neither the number of rows, their position, strides or alignment nor the number of threads changes a
     row's bits, so a prompt computed at once, from a cache or in chunks gives equal logits (same machine and build).
     Raises ValueError, TypeError, NotImplementedError for malformed arguments, before anything is written.
@@ -191,3 +192,97 @@ def pack_linear_weight(weight: Tensor) -> Tensor:
     packed = weight.new_empty(shape)
     _call(_op.pack_linear_weight.default, packed, weight)
     return packed
+
+
+class Verified(NamedTuple):
+    """What verify_drafts writes; rows and logprobs are None where they were not asked for."""
+
+    tokens: Tensor
+    num_tokens: Tensor
+    rows: Tensor | None
+    logprobs: Tensor | None
+
+
+def verify_drafts(
+    logits: Tensor,
+    draft_tokens: Tensor,
+    cu_rows: Tensor,
+    parents: Tensor | None = None,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+    min_p: Tensor | None = None,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    token_bitmask: Tensor | None = None,
+    tokens: Tensor | None = None,
+    num_tokens: Tensor | None = None,
+    rows: Tensor | None = None,
+    logprobs: Tensor | None = None,
+    max_rows: int | None = None,
+) -> Verified:
+    """Draws one token per row from its own processed distribution and keeps the drafts that equal the draws.
+
+    logits: float32, float16 or bfloat16 [total_rows, vocab]; a row predicts what follows it. draft_tokens: int32
+    [total_rows]. cu_rows: int32 [batch + 1], sequence b owns rows cu_rows[b] to cu_rows[b + 1]. Its row 0 is the last
+    committed token (its draft_tokens entry is not judged), each further row a draft that was fed to the model.
+    parents: int32 [total_rows], index within the sequence of each row's parent, -1 for row 0; parents come first;
+    None = each row follows the one before.
+    temperature, top_p, min_p: float32 [batch]; top_k: int32 [batch]. No temperature, or one not above 0: the first
+    argmax. Else logits / temperature, then top_k (<= 0: off) keeps every logit not below the k-th, top_p (>= 1: off)
+    the smallest set of what is left that reaches it (ties: lowest ids; the crossing token included), min_p (<= 0: off)
+    what is not below min_p times the largest probability. NaN counts as -inf; a row with an infinite logit draws it.
+    token_bitmask: int32 [total_rows, ceil(vocab / 32)], a cleared bit forbids the token.
+    seeds, positions: int64 [batch], required where a temperature is above 0 (on CUDA: beside any temperature);
+    positions[b] = absolute index of the token that row 0 predicts. The noise is a function of seed, absolute position
+    and token id alone (recipe: csrc/core/philox.h), so given identical logits the output is the same with any drafts
+    or none.
+    tokens: int32 [batch, max_rows], mutated: accepted drafts, then the first drawn token that no child carries.
+    num_tokens: int32 [batch], mutated. rows: int32 [batch, max_rows], mutated where given: index within the sequence of
+    every row walked. logprobs: float32 [batch, max_rows], mutated where given: log-probability of each token under the
+    unprocessed logits. Unused entries are -1 and NaN. A row that forbids every token ends the walk without a token of
+    its own: num_tokens then counts only the drafts accepted before it, 0 if it is row 0.
+    Missing tokens and num_tokens are allocated, [batch, max_rows] with total_rows for a missing max_rows, and returned.
+    Raises ValueError, TypeError for malformed arguments; IndexError (CPU) for cu_rows that fall or pass total_rows,
+    a parent that does not come first, a path longer than max_rows; all before anything is written.
+    Source: verification by sampling from the target with shared noise (Gumbel-max coupling, Maddison et al., 2014;
+    speculative decoding, Leviathan et al., 2023; token trees, Miao et al., 2024).
+    """
+    batch = cu_rows.size(0) - 1
+    if tokens is None:
+        shape = (batch, logits.size(0) if max_rows is None else max_rows)
+        tokens = torch.empty(shape, dtype=torch.int32, device=logits.device)
+    if num_tokens is None:
+        num_tokens = torch.empty(batch, dtype=torch.int32, device=logits.device)
+    _call(
+        _op.verify_drafts.default, tokens, num_tokens, rows, logits, draft_tokens, cu_rows, parents, temperature,
+        top_k, top_p, min_p, seeds, positions, token_bitmask, logprobs,
+    )  # fmt: skip
+    return Verified(tokens, num_tokens, rows, logprobs)
+
+
+def propose_drafts(
+    history: Tensor,
+    history_lens: Tensor,
+    max_ngram: int,
+    min_ngram: int = 1,
+    latest: bool = True,
+    num_drafts: Tensor | None = None,
+    drafts: Tensor | None = None,
+    max_drafts: int = 8,
+) -> tuple[Tensor, Tensor]:
+    """Prompt lookup: proposes what followed an earlier occurrence of each history's last tokens.
+
+    history: int32 [batch, max_history]; history_lens: int32 [batch], 0 to max_history.
+    For n from max_ngram down to min_ngram: where the last n tokens occur earlier (the two may overlap), the tokens
+    after that occurrence (the latest, or the earliest with latest=False), never past history_lens[b].
+    drafts: int32 [batch, max_drafts], mutated, padded with -1; num_drafts: int32 [batch], mutated. Missing ones are
+    allocated; returns (drafts, num_drafts).
+    Raises ValueError, TypeError for malformed arguments, IndexError (CPU) for a length out of range, before anything
+    is written. Source: prompt lookup decoding (Saxena, 2023).
+    """
+    batch, device = history.size(0), history.device
+    drafts = torch.empty((batch, max_drafts), dtype=torch.int32, device=device) if drafts is None else drafts
+    num_drafts = torch.empty(batch, dtype=torch.int32, device=device) if num_drafts is None else num_drafts
+    _call(_op.propose_drafts.default, drafts, num_drafts, history, history_lens, max_ngram, min_ngram, latest)
+    return drafts, num_drafts

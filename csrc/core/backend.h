@@ -16,13 +16,15 @@ class IndexError : public std::out_of_range {
   using std::out_of_range::out_of_range;
 };
 
-#define SKV_FOR_EACH_OP(X)              \
-  X(append_kv, AppendKvParams)          \
-  X(rope_append_kv, RopeAppendKvParams) \
-  X(merge_states, MergeStatesParams)    \
-  X(copy_blocks, CopyBlocksParams)      \
-  X(compact_kv, CompactKvParams)        \
-  X(row_linear, RowLinearParams)        \
+#define SKV_FOR_EACH_OP(X)               \
+  X(append_kv, AppendKvParams)           \
+  X(rope_append_kv, RopeAppendKvParams)  \
+  X(merge_states, MergeStatesParams)     \
+  X(copy_blocks, CopyBlocksParams)       \
+  X(compact_kv, CompactKvParams)         \
+  X(verify_drafts, VerifyDraftsParams)   \
+  X(propose_drafts, ProposeDraftsParams) \
+  X(row_linear, RowLinearParams)         \
   X(pack_linear_weight, PackLinearWeightParams)
 
 namespace cpu {

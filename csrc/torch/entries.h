@@ -53,4 +53,11 @@ void pack_linear_weight(Tensor packed, Tensor weight);
 
 #define SKV_FOR_EACH_ENTRY(X) \
   X(append_kv)                \
-  X(rope_append_kv) X(merge_states) X(copy_blocks) X(compact_kv) X(row_linear) X(pack_linear_weight)
+  X(rope_append_kv)           \
+  X(merge_states)             \
+  X(copy_blocks)              \
+  X(compact_kv)               \
+  X(verify_drafts)            \
+  X(propose_drafts)           \
+  X(row_linear)               \
+  X(pack_linear_weight)
