@@ -169,23 +169,24 @@ void Check::same_or_apart(const Tensor& out, const char* out_arg, const Tensor& 
               " in part, expected the same memory or none of it");
 }
 
-CacheShape Check::caches(const Tensor& k_cache, const Tensor& v_cache) const {
+CacheShape Check::caches(const Tensor& k_cache, const Tensor& v_cache, const char* k_arg,
+                         const char* v_arg) const {
   const char* names = "[num_blocks, block_size, num_kv_heads, head_dim]";
-  dtype(k_cache, "k_cache",
+  dtype(k_cache, k_arg,
         {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Float8_e4m3fn});
-  same_dtype(v_cache, "v_cache", k_cache, "k_cache");
-  same_device(v_cache, "v_cache", k_cache, "k_cache");
-  shape(k_cache, "k_cache", {-1, -1, -1, -1}, names);
+  same_dtype(v_cache, v_arg, k_cache, k_arg);
+  same_device(v_cache, v_arg, k_cache, k_arg);
+  shape(k_cache, k_arg, {-1, -1, -1, -1}, names);
   if (v_cache.dim() == 4 && v_cache.size(3) != k_cache.size(3)) {
-    not_implemented("v_cache has head_dim " + std::to_string(v_cache.size(3)) + ", k_cache " +
-                    std::to_string(k_cache.size(3)) + "; a separate value head size is not supported");
+    not_implemented(std::string(v_arg) + " has head_dim " + std::to_string(v_cache.size(3)) + ", " + k_arg +
+                    " " + std::to_string(k_cache.size(3)) + "; a separate value head size is not supported");
   }
-  shape(v_cache, "v_cache", {k_cache.size(0), k_cache.size(1), k_cache.size(2), k_cache.size(3)}, names);
-  last_dim_contiguous(k_cache, "k_cache");
-  last_dim_contiguous(v_cache, "v_cache");
+  shape(v_cache, v_arg, {k_cache.size(0), k_cache.size(1), k_cache.size(2), k_cache.size(3)}, names);
+  last_dim_contiguous(k_cache, k_arg);
+  last_dim_contiguous(v_cache, v_arg);
   range(k_cache.size(1), "block_size", 1, 256);
   if (k_cache.size(2) < 1)
-    value_error("k_cache has shape " + shape_of(k_cache) + ", expected at least one KV head");
+    value_error(std::string(k_arg) + " has shape " + shape_of(k_cache) + ", expected at least one KV head");
   const int64_t head_dim = k_cache.size(3);
   if (head_dim < 8 || head_dim % 8 != 0 || head_dim > 1024) {
     not_implemented("head_dim is " + std::to_string(head_dim) + ", expected a multiple of 8 up to 1024");
@@ -197,8 +198,11 @@ CacheShape Check::caches(const Tensor& k_cache, const Tensor& v_cache) const {
 void Check::heads_dtype(const Tensor& t, const char* arg, const CacheShape& cache) const {
   dtype(t, arg, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
   if (cache.dtype == DType::kFloat8E4M3 || to_dtype(t.scalar_type()) == cache.dtype) return;
-  type_error(std::string(arg) + " has dtype " + dtype_name(t.scalar_type()) +
-             ", expected the dtype of k_cache (or an fp8 cache)");
+  type_error(std::string(arg) + " has dtype " + dtype_name(t.scalar_type()) + ", expected " +
+             (cache.dtype == DType::kFloat32   ? "float32"
+              : cache.dtype == DType::kFloat16 ? "float16"
+                                               : "bfloat16") +
+             ", the dtype of k_cache (any floating dtype beside an fp8 cache)");
 }
 
 ScaleView Check::scale(const std::optional<Tensor>& t, const char* arg, const CacheShape& cache,

@@ -47,7 +47,8 @@ class Check {
   void same_or_apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const;
 
   // Checks one cache pair and returns what both have in common.
-  CacheShape caches(const Tensor& k_cache, const Tensor& v_cache) const;
+  CacheShape caches(const Tensor& k_cache, const Tensor& v_cache, const char* k_arg = "k_cache",
+                    const char* v_arg = "v_cache") const;
   // key/value or query against the cache: the cache's own dtype, or any floating type beside an fp8 cache.
   void heads_dtype(const Tensor& t, const char* arg, const CacheShape& cache) const;
   // k_scale or v_scale: [], [num_kv_heads] or, with batch >= 0, [batch, num_kv_heads]; only beside an fp8

@@ -38,7 +38,7 @@ Layers check_layers(const Check& check, const std::vector<Tensor>& k_caches,
                       std::to_string(k_caches.size()) + ", the layers of k_caches");
   }
   Layers layers;
-  layers.cache = check.caches(k_caches[0], v_caches[0]);
+  layers.cache = check.caches(k_caches[0], v_caches[0], "k_caches[0]", "v_caches[0]");
   check_same_layout(check, k_caches, "k_caches");
   check_same_layout(check, v_caches, "v_caches");
   layers.k_layout = cache_view(k_caches[0]);
