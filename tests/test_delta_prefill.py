@@ -296,15 +296,15 @@ def random_case(backend, rng):
         options["sinks"] = torch.randn(kv_heads * group) * 3
     if cache_dtype == FP8 and rng.random() < 0.8:
         options |= fp8_scales(pick(["scalar", "head", "batch_head"]), batch, kv_heads)
-    spare = pick([0, 0, 3, 40])
+    spare, padding_rows = pick([0, 0, 3, 40]), pick([0, 3])
     if rng.random() < 0.25:
         lengths = [max(length, n) for n, length in zip(new, lengths)]
-        options |= tree_options(new, max(new) + spare, random_tree)
+        options |= tree_options(new, max(new) + spare, random_tree, padding_rows)
         options |= {"causal": True, "window_left": pick([-1, 100, 128])}
     return make_attention(
         backend, new, lengths, heads=kv_heads * group, kv_heads=kv_heads,
         head_dim=pick([8, 40, 64, 96, 128] if backend.name == "cpu" else [64, 96, 128]), block_size=block_size,
-        dtype=dtype, cache_dtype=cache_dtype, layout=pick(LAYOUTS), padding_rows=pick([0, 3]), spare=spare,
+        dtype=dtype, cache_dtype=cache_dtype, layout=pick(LAYOUTS), padding_rows=padding_rows, spare=spare,
         extra_columns=pick([0, 1, 5]), shared_blocks=0, **options,
     )  # fmt: skip
 
