@@ -248,7 +248,7 @@ def verify_drafts(
     Source: verification by sampling from the target with shared noise (Gumbel-max coupling, Maddison et al., 2014;
     speculative decoding, Leviathan et al., 2023; token trees, Miao et al., 2024).
     """
-    batch = cu_rows.size(0) - 1
+    batch = max(cu_rows.numel() - 1, 0)
     if tokens is None:
         shape = (batch, logits.size(0) if max_rows is None else max_rows)
         tokens = torch.empty(shape, dtype=torch.int32, device=logits.device)
