@@ -250,7 +250,7 @@ def verify_drafts(
     """
     batch = max(cu_rows.numel() - 1, 0)
     if tokens is None:
-        shape = (batch, logits.size(0) if max_rows is None else max_rows)
+        shape = (batch, len(logits) if max_rows is None else max_rows)
         tokens = torch.empty(shape, dtype=torch.int32, device=logits.device)
     if num_tokens is None:
         num_tokens = torch.empty(batch, dtype=torch.int32, device=logits.device)
@@ -281,7 +281,7 @@ def propose_drafts(
     Raises ValueError, TypeError for malformed arguments, IndexError (CPU) for a length out of range, before anything
     is written. Source: prompt lookup decoding (Saxena, 2023).
     """
-    batch, device = history.size(0), history.device
+    batch, device = len(history), history.device
     drafts = torch.empty((batch, max_drafts), dtype=torch.int32, device=device) if drafts is None else drafts
     num_drafts = torch.empty(batch, dtype=torch.int32, device=device) if num_drafts is None else num_drafts
     _call(_op.propose_drafts.default, drafts, num_drafts, history, history_lens, max_ngram, min_ngram, latest)

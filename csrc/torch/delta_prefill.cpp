@@ -26,8 +26,8 @@ int64_t check_lengths(const Check& check, const Tensor& cu_seqlens_q, const Tens
 
 void check_heads(const Check& check, int64_t num_heads, int64_t num_kv_heads) {
   if (num_heads >= 1 && num_heads % num_kv_heads == 0) return;
-  check.value_error("query has " + std::to_string(num_heads) +
-                    " heads, expected a multiple of num_kv_heads = " + std::to_string(num_kv_heads));
+  check.value_error("num_heads (of query) is " + std::to_string(num_heads) +
+                    ", expected a multiple of num_kv_heads = " + std::to_string(num_kv_heads));
 }
 
 void check_rows(const Check& check, const Tensor& out, const Tensor& query, const CacheShape& cache) {
@@ -163,7 +163,10 @@ void schedule_delta_prefill(Tensor schedule, Tensor cu_seqlens_q, Tensor seqused
   check.range(num_kv_heads, "num_kv_heads", 1, kMaxInt32);
   check.range(num_heads, "num_heads", 1, kMaxInt32);
   check_heads(check, num_heads, num_kv_heads);
-  check.range(head_dim, "head_dim", 8, 1024);
+  if (head_dim < 8 || head_dim % 8 != 0 || head_dim > 1024) {
+    check.not_implemented("head_dim is " + std::to_string(head_dim) +
+                          ", expected a multiple of 8 up to 1024");
+  }
   check.range(max_seqlen_q, "max_seqlen_q", 0, kMaxInt32);
   check.range(num_splits, "num_splits", -1, kMaxInt32);
   check.range(window_left, "window_left", -1, kMaxInt32);
