@@ -16,18 +16,16 @@ class IndexError : public std::out_of_range {
   using std::out_of_range::out_of_range;
 };
 
-#define SKV_FOR_EACH_OP(X)                      \
-  X(append_kv, AppendKvParams)                  \
-  X(rope_append_kv, RopeAppendKvParams)         \
-  X(merge_states, MergeStatesParams)            \
-  X(copy_blocks, CopyBlocksParams)              \
-  X(compact_kv, CompactKvParams)                \
-  X(verify_drafts, VerifyDraftsParams)          \
-  X(propose_drafts, ProposeDraftsParams)        \
-  X(row_linear, RowLinearParams)                \
-  X(pack_linear_weight, PackLinearWeightParams) \
-  X(delta_prefill, DeltaPrefillParams)          \
-  X(schedule_delta_prefill, ScheduleDeltaPrefillParams)
+#define SKV_FOR_EACH_OP(X)               \
+  X(append_kv, AppendKvParams)           \
+  X(rope_append_kv, RopeAppendKvParams)  \
+  X(merge_states, MergeStatesParams)     \
+  X(copy_blocks, CopyBlocksParams)       \
+  X(compact_kv, CompactKvParams)         \
+  X(verify_drafts, VerifyDraftsParams)   \
+  X(propose_drafts, ProposeDraftsParams) \
+  X(row_linear, RowLinearParams)         \
+  X(pack_linear_weight, PackLinearWeightParams)
 
 namespace cpu {
 #define SKV_DECLARE(op, Params) void op(const Params& params, const Parallel& pool);
@@ -41,6 +39,8 @@ namespace cuda {
 #define SKV_DECLARE(op, Params) void op(const Params& params, void* stream);
 SKV_FOR_EACH_OP(SKV_DECLARE)
 #undef SKV_DECLARE
+// Bytes of VerifyDraftsParams::workspace.
+int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch);
 }  // namespace cuda
 
 }  // namespace skv

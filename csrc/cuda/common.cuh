@@ -1,6 +1,7 @@
 // What the kernels share: conversions, 16-byte vectors, cache rows and the dispatch on a dtype.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 

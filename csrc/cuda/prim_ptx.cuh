@@ -31,6 +31,17 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStr
   check(cudaGetLastError(), "kernel launch");
 }
 
+inline void zero_async(void* p, size_t bytes, cudaStream_t stream) {
+  check(cudaMemsetAsync(p, 0, bytes, stream), "memset");
+}
+
+inline int num_multiprocessors() {
+  int device = 0, n = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device), "multiprocessor count");
+  return n;
+}
+
 SKV_DEVICE uint32_t smem_u32(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 SKV_DEVICE void cp_async16(uint32_t dst, const void* src, bool pred = true) {

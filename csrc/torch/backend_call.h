@@ -21,6 +21,7 @@ namespace skv::cuda {  // weak: null in a build that has no CUDA kernel for an o
 #define SKV_WEAK(op, Params) __attribute__((weak)) void op(const Params& params, void* stream);
 SKV_FOR_EACH_OP(SKV_WEAK)
 #undef SKV_WEAK
+__attribute__((weak)) int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch);
 }  // namespace skv::cuda
 
 namespace skv::entry {
@@ -51,6 +52,14 @@ inline void* current_stream([[maybe_unused]] const torch::stable::Tensor& t) {
   return stream;
 #else
   return nullptr;
+#endif
+}
+
+inline bool runs_cuda_kernels([[maybe_unused]] const torch::stable::Tensor& t) {
+#ifdef SKV_SIMT
+  return true;
+#else
+  return !t.is_cpu();
 #endif
 }
 

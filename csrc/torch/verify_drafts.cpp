@@ -105,6 +105,12 @@ void verify_drafts(Tensor tokens, Tensor num_tokens, OptTensor rows, Tensor logi
   params.total_rows = total_rows;
   params.vocab = vocab;
   params.cu_rows = static_cast<const int32_t*>(cu_rows.data_ptr());
+  Tensor workspace = logits;  // of CUDA: from torch's caching allocator, which orders its reuse by the stream
+  if (runs_cuda_kernels(logits) && &cuda::verify_drafts_workspace) {
+    params.workspace_size = cuda::verify_drafts_workspace(total_rows, batch);
+    workspace = torch::stable::new_empty(logits, {params.workspace_size}, ScalarType::Byte);
+    params.workspace = workspace.data_ptr();
+  }
   SKV_CALL(verify_drafts, logits, params);
 }
 

@@ -30,9 +30,12 @@ struct Known {  // clocks of CTAs as somebody once knew them; never changes once
 };
 using KnownPtr = std::shared_ptr<const Known>;
 
+// What several threads know together.  Threads that met at a barrier share one `peers`, so it is joined once.
 struct RaceClock {
   Vec<u32> clocks;
+  std::vector<Clocks> joined;
   KnownPtr known;
+  Clocks result;  // of the release under way
 };
 
 struct Location {  // what the last releases through this address passed on
@@ -41,6 +44,8 @@ struct Location {  // what the last releases through this address passed on
 };
 
 struct RaceThread {
+  u32 clock = 1;
+  Clocks peers;                     // clocks of its CTA's threads as it knows them, all 0 if null
   KnownPtr known;                   // of other CTAs
   KnownPtr release, release_cta;    // snapshot of the last fence
   KnownPtr observed, observed_cta;  // read by strong accesses, not yet fenced
@@ -48,7 +53,6 @@ struct RaceThread {
 
 struct RaceCta {
   int n = 0;
-  Vec<u32> clocks;  // [thread][thread]
   std::vector<RaceThread> threads;
   std::unordered_map<const void*, Location> locations;  // in this CTA's shared memory
 };
@@ -78,10 +82,28 @@ Page* last_page = nullptr;
 std::unordered_map<const void*, Location> locations;
 Vec<Where> places;
 
-u32* row(RaceCta& c, int t) { return c.clocks.data() + size_t(t) * c.n; }
-
 void join_row(u32* a, const u32* b, int n) {
   for (int i = 0; i < n; ++i) a[i] = a[i] > b[i] ? a[i] : b[i];
+}
+
+// into = what it was and what thread t knows; `joined` remembers the peers that are in already.
+void join_thread(Vec<u32>& into, std::vector<Clocks>& joined, const RaceCta& c, int t) {
+  into.resize(c.n);
+  const RaceThread& thread = c.threads[t];
+  bool seen = !thread.peers;
+  for (const Clocks& j : joined) seen = seen || j == thread.peers;
+  if (!seen) {
+    join_row(into.data(), thread.peers->data(), c.n);
+    joined.push_back(thread.peers);
+  }
+  if (into[t] < thread.clock) into[t] = thread.clock;
+}
+
+Clocks clocks_of(const RaceCta& c, int t) {
+  auto clocks = std::make_shared<Vec<u32>>();
+  std::vector<Clocks> joined;
+  join_thread(*clocks, joined, c, t);
+  return clocks;
 }
 
 KnownPtr join(const KnownPtr& a, const KnownPtr& b) {
@@ -132,7 +154,10 @@ bool in_shared(const Cta& c, const u8* p) {
 bool ordered(const Epoch& e, int t) {
   const u32 cta = e.who >> 10, thread = e.who & 1023;
   RaceCta& rc = *M.cta->race;
-  if (cta == M.cta->linear) return int(thread) == t || e.clock <= row(rc, t)[thread];
+  if (cta == M.cta->linear) {
+    const Clocks& peers = rc.threads[t].peers;
+    return int(thread) == t || (peers && e.clock <= (*peers)[thread]);
+  }
   const KnownPtr& known = rc.threads[t].known;
   if (!known) return false;
   const auto it = known->ctas.find(cta);
@@ -202,7 +227,7 @@ void access(const u8* p, int bytes, Access kind, int t, const void* place, bool 
   }
   Epoch me;
   me.who = M.cta->linear << 10 | u32(t);
-  me.clock = row(*M.cta->race, t)[t] & 0x3fffffff;
+  me.clock = M.cta->race->threads[t].clock & 0x3fffffff;
   me.strong = strong;
   me.place = place;
   const char* did = kind == Access::kRead    ? "reads"
@@ -239,10 +264,8 @@ void access(const u8* p, int bytes, Access kind, int t, const void* place, bool 
 }
 
 KnownPtr snapshot(int t, const KnownPtr& base) {
-  RaceCta& rc = *M.cta->race;
   auto out = base ? std::make_shared<Known>(*base) : std::make_shared<Known>();
-  auto mine = std::make_shared<Vec<u32>>(row(rc, t), row(rc, t) + rc.n);
-  out->ctas[M.cta->linear] = mine;
+  out->ctas[M.cta->linear] = clocks_of(*M.cta->race, t);
   return out;
 }
 
@@ -250,7 +273,11 @@ void learn(int t, const KnownPtr& news) {
   if (!news) return;
   RaceCta& rc = *M.cta->race;
   const auto own = news->ctas.find(M.cta->linear);
-  if (own != news->ctas.end()) join_row(row(rc, t), own->second->data(), rc.n);
+  if (own != news->ctas.end()) {
+    auto peers = std::make_shared<Vec<u32>>(*own->second);
+    if (rc.threads[t].peers) join_row(peers->data(), rc.threads[t].peers->data(), rc.n);
+    rc.threads[t].peers = peers;
+  }
   rc.threads[t].known = join(rc.threads[t].known, news);
 }
 
@@ -267,8 +294,6 @@ void race_cta_start(Cta& cta) {
   if (!cta.race) cta.race = new RaceCta;
   RaceCta& rc = *cta.race;
   rc.n = M.num_threads;
-  rc.clocks.assign(size_t(rc.n) * rc.n, 0);
-  for (int t = 0; t < rc.n; ++t) row(rc, t)[t] = 1;
   rc.threads.assign(rc.n, RaceThread{});
   rc.locations.clear();
   for (Barrier& b : cta.barriers) {
@@ -285,39 +310,39 @@ void race_arrive(Barrier& barrier) {
   if (!barrier.clock) barrier.clock = new RaceClock;
   RaceClock& c = *barrier.clock;
   RaceCta& rc = *M.cta->race;
-  c.clocks.resize(rc.n);
-  u32* mine = row(rc, M.lane);
-  join_row(c.clocks.data(), mine, rc.n);
+  join_thread(c.clocks, c.joined, rc, M.lane);
   c.known = join(c.known, rc.threads[M.lane].known);
-  ++mine[M.lane];
+  ++rc.threads[M.lane].clock;
 }
 
 void race_release(Cta& cta, Barrier& barrier, int lane) {
   if (!barrier.clock) return;
+  RaceClock& c = *barrier.clock;
   if (lane < 0) {
-    barrier.clock->clocks.clear();
-    barrier.clock->known.reset();
+    c = RaceClock{};
     return;
   }
-  join_row(row(*cta.race, lane), barrier.clock->clocks.data(), cta.race->n);
+  if (!c.result) c.result = std::make_shared<Vec<u32>>(std::move(c.clocks));
   RaceThread& thread = cta.race->threads[lane];
-  thread.known = join(thread.known, barrier.clock->known);
+  thread.peers = c.result;  // the lane arrived, so this holds all it knew
+  thread.known = join(thread.known, c.known);
 }
 
 void race_warp_sync(Cta& cta, int warp, u32 lanes) {
   RaceCta& rc = *cta.race;
-  Vec<u32> all(rc.n);
+  auto all = std::make_shared<Vec<u32>>();
+  std::vector<Clocks> joined;
   KnownPtr known;
   for (u32 m = lanes; m; m &= m - 1) {
     const int t = warp * 32 + __builtin_ctz(m);
-    join_row(all.data(), row(rc, t), rc.n);
+    join_thread(*all, joined, rc, t);
     known = join(known, rc.threads[t].known);
   }
   for (u32 m = lanes; m; m &= m - 1) {
-    const int t = warp * 32 + __builtin_ctz(m);
-    std::memcpy(row(rc, t), all.data(), rc.n * sizeof(u32));
-    ++row(rc, t)[t];
-    rc.threads[t].known = known;
+    RaceThread& thread = rc.threads[warp * 32 + __builtin_ctz(m)];
+    thread.peers = all;
+    thread.known = known;
+    ++thread.clock;
   }
 }
 
@@ -333,7 +358,7 @@ void race_fence(Scope scope) {
     thread.observed.reset();
     thread.release = thread.release_cta = snapshot(t, thread.known);
   }
-  ++row(rc, t)[t];
+  ++thread.clock;
 }
 
 void race_strong(const void* p, int bytes, Strong kind, Where where) {

@@ -1,0 +1,213 @@
+// Draws from one row of logits by a whole CTA: what verify_drafts does where top_k, top_p or min_p cut the
+// row.
+//
+// Nothing is sorted, no histogram is kept and no probability is written.  Kept tokens are a prefix of the
+// order (logit descending, id ascending), so a token is tested by one pass that adds up what comes before it;
+// a candidate that fails bars itself and all that follow it, and the same pass has already found the best one
+// before it. Sums are integers, so the answer does not depend on the order of the additions.
+#pragma once
+
+#include "../core/philox.h"
+#include "common.cuh"
+
+namespace skv {
+namespace cuda {
+
+constexpr int kSampleThreads = 512;  // at most; short rows take fewer
+constexpr int kSampleWarps = kSampleThreads / kWarpSize;
+
+struct SampleSettings {
+  float temperature, top_p, min_p;  // temperature above 0; top_p >= 1 and min_p <= 0 are off
+  int top_k;                        // <= 0 = off
+  uint64_t seed, position;
+};
+
+// Unsigned order of the result = order of x; -0 is 0.
+SKV_DEVICE uint32_t order_of(float x) {
+  const uint32_t u = __float_as_uint(x + 0.f);
+  return u >> 31 ? ~u : u | 0x80000000u;
+}
+constexpr uint32_t kOrderOfMinusInfinity = 0x007fffffu;
+
+// The larger score wins, of equal ones the lower id; 0 is below every token.
+SKV_DEVICE unsigned long long ballot_of(float score, uint32_t id) {
+  return static_cast<unsigned long long>(order_of(score)) << 32 | ~id;
+}
+SKV_DEVICE int token_of(unsigned long long ballot) { return ballot == 0 ? -1 : int(~uint32_t(ballot)); }
+
+// The row as the draw sees it: NaN counts as -infinity, a cleared bit forbids.  kCount tokens are read at a
+// time.
+template <class T, int kCount>
+struct LogitsRow {
+  const T* logits;
+  const int32_t* bitmask;  // nullptr: all tokens are allowed
+  int vocab;
+
+  SKV_DEVICE float at(int id) const {
+    const float x = to_float(logits[id]);
+    return x == x ? x : -INFINITY;
+  }
+
+  // f(first id, x[kCount], bits of the allowed) for this thread's share of the tokens begin .. end - 1; begin
+  // is a multiple of 32.
+  template <class F>
+  SKV_DEVICE void for_each(int begin, int end, F f) const {
+    for (int id = begin + int(threadIdx.x) * kCount; id < end; id += int(blockDim.x) * kCount) {
+      uint32_t allowed = (1u << kCount) - 1;
+      if (end - id < kCount) allowed = (1u << (end - id)) - 1;
+      if (bitmask) allowed &= uint32_t(bitmask[id / 32]) >> (id % 32);
+      float x[kCount];
+      if (end - id >= kCount) {
+        const Vector<T, kCount> v = load_vector<T, kCount>(logits + id);
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) x[e] = to_float(v.at[e]);
+      } else {
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) x[e] = id + e < end ? to_float(logits[id + e]) : -INFINITY;
+      }
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) x[e] = x[e] == x[e] ? x[e] : -INFINITY;
+      f(id, x, allowed);
+    }
+  }
+};
+
+// The noise of consecutive tokens: one Philox call serves four.
+struct Noise {
+  uint64_t seed, position;
+  uint32_t group = ~0u;
+  PhiloxWords words{};
+
+  SKV_DEVICE float of(uint32_t id) {
+    if (id / 4 != group) {
+      group = id / 4;
+      words = philox(seed, group, position);
+    }
+    const uint32_t lane = id % 4;
+    return gumbel_of_word(lane == 0 ? words.x : lane == 1 ? words.y : lane == 2 ? words.z : words.w);
+  }
+};
+
+SKV_DEVICE float inverse_temperature(float temperature) {
+  return 1.f / fminf(fmaxf(temperature, 1e-30f), 1e30f);
+}
+
+// ---- reductions over the CTA; every thread gets the result ----
+
+template <class T, class Op>
+SKV_DEVICE T cta_reduce(T value, T (&scratch)[kSampleWarps], Op op) {
+  for (int o = kWarpSize / 2; o; o >>= 1) value = op(value, __shfl_xor_sync(kFullMask, value, o));
+  if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = value;
+  __syncthreads();
+  value = scratch[0];
+  for (int w = 1; w < int(blockDim.x) / kWarpSize; ++w) value = op(value, scratch[w]);
+  __syncthreads();  // scratch may be used again
+  return value;
+}
+struct TakeMax {
+  SKV_DEVICE unsigned long long operator()(unsigned long long a, unsigned long long b) const {
+    return a > b ? a : b;
+  }
+};
+struct TakeSum {
+  SKV_DEVICE unsigned long long operator()(unsigned long long a, unsigned long long b) const { return a + b; }
+};
+
+// The order of the k-th largest logit above -infinity; 0 if there are fewer than k.  Three bits a pass: the
+// largest number that at least k logits reach.
+template <class T, int kCount>
+SKV_DEVICE uint32_t kth_order(const LogitsRow<T, kCount>& row, int k) {
+  SKV_SHARED(reached, unsigned[8]);
+  // Below these bits the orders of a 16-bit type's values do not differ.
+  constexpr int kLastShift = sizeof(T) == 4 ? 0 : std::is_same<T, __half>::value ? 12 : 15;
+  uint32_t found = 0;
+  for (int shift = 30; shift >= kLastShift; shift -= 3) {
+    const int choices = shift == 30 ? 4 : 8;
+    if (threadIdx.x < 8) reached[threadIdx.x] = 0;
+    __syncthreads();
+    unsigned count[8] = {};
+    row.for_each(0, row.vocab, [&](int, const float (&x)[kCount], uint32_t allowed) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        const uint32_t order = order_of(x[e]);
+        const bool counts = (allowed >> e & 1) && order > kOrderOfMinusInfinity;
+#pragma unroll
+        for (int j = 1; j < 8; ++j)
+          count[j] += counts && j < choices && order >= (found | uint32_t(j) << shift);
+      }
+    });
+#pragma unroll
+    for (int j = 1; j < 8; ++j) {
+      const unsigned all = __reduce_add_sync(kFullMask, count[j]);
+      if (threadIdx.x % kWarpSize == 0) atomicAdd(&reached[j], all);
+    }
+    __syncthreads();
+    int choice = 0;
+    for (int j = 1; j < choices; ++j) choice = reached[j] >= unsigned(k) ? j : choice;
+    __syncthreads();
+    found |= uint32_t(choice) << shift;
+  }
+  return found;
+}
+
+// The token drawn, from a row whose largest allowed logit is finite.
+template <class T, int kCount>
+SKV_DEVICE int sample_row(const LogitsRow<T, kCount>& row, const SampleSettings& s, float largest) {
+  SKV_SHARED(scratch, unsigned long long[kSampleWarps]);
+  constexpr float kUnit = 1099511627776.f;  // weights are in units of 2^-40 of the largest
+  const float inverse = inverse_temperature(s.temperature);
+  const auto weight = [&](float x) {
+    return static_cast<unsigned long long>(expf((x - largest) * inverse) * kUnit);
+  };
+
+  // What top_k and min_p leave: everything from `floor` up.
+  uint32_t floor = s.top_k > 0 && s.top_k < row.vocab ? kth_order(row, s.top_k) : 0;
+  if (floor <= kOrderOfMinusInfinity) floor = kOrderOfMinusInfinity + 1;
+  uint32_t least = floor;
+  if (s.min_p > 0.f) least = max(floor, order_of(largest + s.temperature * logf(fminf(s.min_p, 1.f))));
+
+  double target = 0;
+  if (s.top_p < 1.f) {
+    unsigned long long total = 0;
+    row.for_each(0, row.vocab, [&](int, const float (&x)[kCount], uint32_t allowed) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        if ((allowed >> e & 1) && order_of(x[e]) >= floor) total += weight(x[e]);
+      }
+    });
+    target = double(s.top_p) * double(cta_reduce(total, scratch, TakeSum()));
+  }
+
+  // Before a candidate: its predecessors' weight, and the best of them to draw.
+  uint32_t candidate_order = ~0u;  // none yet: every token comes before
+  int candidate = -1;
+  for (;;) {
+    unsigned long long before = 0, best = 0;
+    float best_score = -INFINITY;
+    Noise noise{s.seed, s.position};
+    row.for_each(0, row.vocab, [&](int id, const float (&x)[kCount], uint32_t allowed) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        const uint32_t order = order_of(x[e]);
+        const bool precedes = order > candidate_order || (order == candidate_order && id + e < candidate);
+        if (!(allowed >> e & 1) || order < floor || (candidate >= 0 && !precedes)) continue;
+        if (s.top_p < 1.f) before += weight(x[e]);
+        const float score = x[e] * inverse;
+        if (order < least || score + kMaxGumbel < best_score) continue;
+        const float noisy = score + noise.of(uint32_t(id + e));
+        best_score = fmaxf(best_score, noisy);
+        best = max(best, ballot_of(noisy, uint32_t(id + e)));
+      }
+    });
+    before = cta_reduce(before, scratch, TakeSum());
+    best = cta_reduce(best, scratch, TakeMax());
+    const bool kept = candidate >= 0 && (s.top_p >= 1.f || before == 0 || double(before) < target);
+    if (kept || best == 0) return candidate;
+    candidate = token_of(best);
+    candidate_order = order_of(row.at(candidate));
+    if (s.top_p >= 1.f) return candidate;
+  }
+}
+
+}  // namespace cuda
+}  // namespace skv
