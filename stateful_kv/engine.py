@@ -171,7 +171,7 @@ class Engine:
             num_blocks=num_blocks,
             block_size=block_size,
             max_batch_tokens=max_batch_tokens,
-            max_seqs=max_seqs,
+            max_seqs=min(max_seqs, max_batch_tokens),  # each running request may need a row in a step
             max_blocks_per_seq=max_blocks_per_seq,
             max_ngram=draft.max_ngram,
             min_ngram=draft.min_ngram,

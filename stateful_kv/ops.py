@@ -248,9 +248,9 @@ def verify_drafts(
     Source: verification by sampling from the target with shared noise (Gumbel-max coupling, Maddison et al., 2014;
     speculative decoding, Leviathan et al., 2023; token trees, Miao et al., 2024).
     """
-    batch = cu_rows.size(0) - 1
+    batch = max(cu_rows.numel() - 1, 0)
     if tokens is None:
-        shape = (batch, logits.size(0) if max_rows is None else max_rows)
+        shape = (batch, len(logits) if max_rows is None else max_rows)
         tokens = torch.empty(shape, dtype=torch.int32, device=logits.device)
     if num_tokens is None:
         num_tokens = torch.empty(batch, dtype=torch.int32, device=logits.device)
@@ -281,8 +281,108 @@ def propose_drafts(
     Raises ValueError, TypeError for malformed arguments, IndexError (CPU) for a length out of range, before anything
     is written. Source: prompt lookup decoding (Saxena, 2023).
     """
-    batch, device = history.size(0), history.device
+    batch, device = len(history), history.device
     drafts = torch.empty((batch, max_drafts), dtype=torch.int32, device=device) if drafts is None else drafts
     num_drafts = torch.empty(batch, dtype=torch.int32, device=device) if num_drafts is None else num_drafts
     _call(_op.propose_drafts.default, drafts, num_drafts, history, history_lens, max_ngram, min_ngram, latest)
     return drafts, num_drafts
+
+
+def delta_prefill(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    softmax_scale: float | None = None,
+    causal: bool = True,
+    window_left: int = -1,
+    softcap: float = 0.0,
+    tree_mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    num_splits: int = 0,
+    schedule: Tensor | None = None,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of each sequence's new tokens over its whole paged KV, the new tokens' own included.
+
+    query, out: [total_q, num_heads, head_dim] float32, float16 or bfloat16; rows past cu_seqlens_q[batch] stay as they
+    are.
+    k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides, of query's dtype or fp8 (e4m3fn)
+    with k_scale, v_scale float32 [], [num_kv_heads] or [batch, num_kv_heads]; num_heads is a multiple of num_kv_heads.
+    cu_seqlens_q: int32 [batch + 1]; seqused_k: int32 [batch], tokens in the cache including the new ones;
+    block_table: int32 [batch, max_blocks], negative = these keys do not exist; max_seqlen_q: an upper bound.
+    softmax_scale: default head_dim ** -0.5. causal: new token i of n sees keys 0 .. p, p = seqused_k - n + i.
+    window_left: w >= 0 hides keys below p - w, causal or not. softcap: c > 0 makes c * tanh(s / c) of scaled logits.
+    tree_mask: int32 [total_q, ceil(max_seqlen_q / 32)], bit j of row i = new token i sees new token j; replaces causal
+    among the new tokens, and p is seqused_k - n + number of bits - 1.
+    sinks: float32 [num_heads], an extra logit per head.
+    lse: float32 [num_heads, total_q], natural logarithm, sink included.
+    num_splits: 0 = chosen, n = that many splits along KV, -1 = batch-invariant (a row's bits depend on its query and KV
+    alone). schedule: from schedule_delta_prefill for the same arguments; None = made inside, same bits.
+    Returns out, or (out, lse) with return_lse or lse given. A row that sees nothing gives out 0, lse -inf.
+    Raises ValueError, TypeError, NotImplementedError for malformed arguments, IndexError (CPU) for cu_seqlens_q,
+    seqused_k or used block ids out of range, before anything is written.
+    Source: FlashAttention-2 (Dao, 2023), split along KV as Flash-Decoding; PagedAttention (Kwon et al., 2023).
+    """
+    if out is None:
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if lse is None and return_lse:
+        lse = torch.empty(query.shape[1::-1], dtype=torch.float32, device=query.device)
+    if softmax_scale is None:
+        softmax_scale = query.size(-1) ** -0.5
+    _call(
+        _op.delta_prefill.default, out, lse, query, k_cache, v_cache, cu_seqlens_q, seqused_k, block_table,
+        max_seqlen_q, softmax_scale, causal, window_left, softcap, tree_mask, sinks, k_scale, v_scale, num_splits,
+        schedule,
+    )  # fmt: skip
+    return out if lse is None else (out, lse)
+
+
+def schedule_size(
+    batch: int,
+    total_q: int = 0,
+    num_heads: int = 0,
+    num_kv_heads: int = 0,
+    head_dim: int = 0,
+    max_seqlen_q: int = 0,
+    num_splits: int = 0,
+) -> int:
+    """Entries of the int32 schedule that schedule_delta_prefill fills for up to `batch` sequences of these shapes."""
+    return 8 + 2 * batch
+
+
+def schedule_delta_prefill(
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    max_seqlen_q: int,
+    num_splits: int = 0,
+    causal: bool = True,
+    window_left: int = -1,
+    schedule: Tensor | None = None,
+) -> Tensor:
+    """Makes the work list of delta_prefill once per step, on the device, for every layer to reuse.
+
+    cu_seqlens_q: int32 [batch + 1]; seqused_k: int32 [batch]; the rest as delta_prefill will be called with.
+    schedule: int32 [>= schedule_size(batch, ...)], filled and returned; its content is the library's own.
+    Raises ValueError, TypeError for malformed arguments, IndexError (CPU) for lengths out of range.
+    Source: the work lists of Flash-Decoding and Stream-K (Osama et al., 2023).
+    """
+    if schedule is None:
+        batch = seqused_k.size(0)
+        size = schedule_size(batch, batch * max_seqlen_q, num_heads, num_kv_heads, head_dim, max_seqlen_q, num_splits)
+        schedule = torch.empty(size, dtype=torch.int32, device=seqused_k.device)
+    _call(
+        _op.schedule_delta_prefill.default, schedule, cu_seqlens_q, seqused_k, num_heads, num_kv_heads, head_dim,
+        max_seqlen_q, num_splits, causal, window_left,
+    )  # fmt: skip
+    return schedule

@@ -39,7 +39,7 @@ left of its KV and answers the same. While a request runs, `length` and `tokens`
 
 `Runtime.stats_of(request_id)`, at any time while the request runs and once after it has finished or was aborted:
 prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, found in the cache), recomputed_tokens
-(fed again because their KV had been evicted), fed_tokens (rows fed, drafts not counted), drafted, accepted and
+(fed again because their KV had been evicted), fed_tokens (rows fed, drafts included), drafted, accepted and
 preemptions.
 
 `BlockPool`, `RadixTree` (over a pool of its own) and `DraftIndex` are the parts, for tests and for custom engines.

@@ -113,10 +113,10 @@ def check(backend, case, num_splits=0, schedule=None):
     return out, lse
 
 
-def tree_options(new, max_seqlen_q, parents_of):
+def tree_options(new, max_seqlen_q, parents_of, padding_rows=0):
     """tree_mask of a batch: parents_of(n) gives (parents, ancestor bits) of a sequence's n new tokens."""
     rows = [row for n in new if n for row in parents_of(n)[1]]
-    return {"tree_mask": pack_bits(rows, max(words(max_seqlen_q), 1))}
+    return {"tree_mask": pack_bits(rows + [[]] * padding_rows, words(max_seqlen_q))}
 
 
 def one_sequence(case, b, start=0, stop=None):

@@ -249,8 +249,42 @@ def test_trees(backend, size):
         check(backend, case, -1)
 
 
-@pytest.mark.parametrize("window_left", [80, 100])
-def test_a_tree_with_a_window_over_the_prefix(backend, window_left):
+@pytest.mark.each_isa
+def test_rows_that_see_only_their_sink(backend):
+    """Nothing but the sink: out is 0 and lse the sink, which merging with another part relies on."""
+    skip_unless(backend)
+    sinks = torch.tensor([-3.0, 0.0, 2.5, 30.0])
+    for splits in (0, 1, 3, -1):
+        case = make_attention(backend, [4, 1], [2, 0], sinks=sinks)
+        out, lse = check(backend, case, splits)
+        assert (out[[0, 1, 4]] == 0).all()
+        torch.testing.assert_close(lse[:, [0, 1, 4]].cpu(), sinks[:, None].expand(4, 3))
+
+
+def test_one_part_of_the_keys_and_the_other_merge_into_the_whole(backend):
+    """Attention over a shared prefix and over the rest, the sink given to one of them."""
+    skip_unless(backend)
+    sinks = torch.tensor([-1.0, 0.5, 2.0, 0.0])
+    whole = make_attention(backend, [6], [96], dtype=torch.float16, sinks=sinks)
+    want = run(backend, whole)
+    prefix = dataclasses.replace(
+        whole,
+        seqused_k=whole.seqused_k - 32,
+        options={"causal": False},
+        block_table=whole.block_table[:, :4].contiguous(),
+    )
+    suffix = dataclasses.replace(
+        whole, seqused_k=whole.seqused_k - 64, block_table=whole.block_table[:, 4:].contiguous()
+    )
+    parts = run(backend, prefix), run(backend, suffix)
+    out, lse = torch.empty_like(want[0].contiguous()), torch.empty_like(want[1])
+    backend.ops.merge_states(out, lse, *parts[0], *parts[1])
+    torch.testing.assert_close(out, want[0], rtol=4e-3, atol=2e-3)
+    torch.testing.assert_close(lse, want[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window_left", [0, 3, 10, 80, 100])
+def test_a_tree_with_a_window(backend, window_left):
     """p counts ancestors: siblings at the same depth have the same window."""
     skip_unless(backend)
     new, lengths = [12, 20], [130, 300]
@@ -296,15 +330,15 @@ def random_case(backend, rng):
         options["sinks"] = torch.randn(kv_heads * group) * 3
     if cache_dtype == FP8 and rng.random() < 0.8:
         options |= fp8_scales(pick(["scalar", "head", "batch_head"]), batch, kv_heads)
-    spare = pick([0, 0, 3, 40])
+    spare, padding_rows = pick([0, 0, 3, 40]), pick([0, 3])
     if rng.random() < 0.25:
         lengths = [max(length, n) for n, length in zip(new, lengths)]
-        options |= tree_options(new, max(new) + spare, random_tree)
+        options |= tree_options(new, max(new) + spare, random_tree, padding_rows)
         options |= {"causal": True, "window_left": pick([-1, 100, 128])}
     return make_attention(
         backend, new, lengths, heads=kv_heads * group, kv_heads=kv_heads,
         head_dim=pick([8, 40, 64, 96, 128] if backend.name == "cpu" else [64, 96, 128]), block_size=block_size,
-        dtype=dtype, cache_dtype=cache_dtype, layout=pick(LAYOUTS), padding_rows=pick([0, 3]), spare=spare,
+        dtype=dtype, cache_dtype=cache_dtype, layout=pick(LAYOUTS), padding_rows=padding_rows, spare=spare,
         extra_columns=pick([0, 1, 5]), shared_blocks=0, **options,
     )  # fmt: skip
 
@@ -458,3 +492,59 @@ def make_schedule(backend, case, num_splits, slack=0):
     )
     before.check()
     return schedule
+
+
+@pytest.mark.each_isa
+@pytest.mark.parametrize("num_splits", [0, 1, 3, -1])
+@pytest.mark.parametrize("options", [{}, {"window_left": 70}, {"causal": False}], ids=str)
+def test_a_schedule_changes_no_bit(backend, num_splits, options):
+    """One schedule serves layers of different keys; entries past its size are not needed."""
+    skip_unless(backend)
+    new, lengths = [1, 40, 0, 5, 2], [1300, 300, 7, 5, 129]
+    schedule = None
+    for layer, layout in enumerate(("nhd", "blocks_2")):
+        case = make_attention(backend, new, lengths, heads=8, layout=layout, padding_rows=layer, **options)
+        if schedule is None:
+            schedule = make_schedule(backend, case, num_splits, slack=5)
+        want = run(backend, case, num_splits)
+        assert_rows(run(backend, case, num_splits, schedule), want, f"layer {layer}")
+        check(backend, case, num_splits, schedule)
+
+
+def test_a_schedule_of_an_empty_batch(backend):
+    skip_unless(backend)
+    for new, lengths in (([], []), ([0, 0], [5, 0])):
+        case = make_attention(backend, new, lengths, padding_rows=2)
+        check(backend, case, 0, make_schedule(backend, case, 0))
+
+
+def test_a_schedule_of_another_call_is_refused(backend):
+    """Work lists that do not fit would leave rows unwritten."""
+    if not backend.checks_indices:
+        pytest.skip("its content is on the device")
+    case = make_attention(backend, [1, 4], [200, 30])
+    schedule = make_schedule(backend, case, 1, slack=100)
+    other = make_attention(backend, [1, 4, 1], [200, 30, 4])
+    for kwargs in ({"case": case, "num_splits": -1}, {"case": other, "num_splits": 1}):
+        with pytest.raises(RuntimeError, match="schedule"):
+            run(backend, **kwargs, schedule=schedule)
+    schedule.zero_()
+    with pytest.raises(RuntimeError, match="schedule"):
+        run(backend, case, 1, schedule)
+
+
+def test_the_wrapper_makes_schedules_and_outputs(backend):
+    import stateful_kv as skv
+
+    if backend.name == "simt":
+        pytest.skip("the wrappers call the real library")
+    skip_unless(backend)
+    case = make_attention(backend, [1, 20], [500, 60])
+    out, lse = run(backend, case)
+    tensors = (case.query, case.k_cache, case.v_cache, case.cu_seqlens_q, case.seqused_k, case.block_table)
+    schedule = skv.ops.schedule_delta_prefill(case.cu_seqlens_q, case.seqused_k, 4, 2, 64, case.max_seqlen_q)
+    assert same_bits(skv.ops.delta_prefill(*tensors, case.max_seqlen_q), out)
+    got = skv.ops.delta_prefill(*tensors, case.max_seqlen_q, schedule=schedule, return_lse=True)
+    assert_rows(got, (out, lse), "wrapper")
+    mine = torch.empty_like(out)
+    assert skv.ops.delta_prefill(*tensors, case.max_seqlen_q, out=mine) is mine

@@ -204,5 +204,5 @@ class Machine(RuleBasedStateMachine):
 
 TestRandomOperations = Machine.TestCase
 TestRandomOperations.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=500, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -16,16 +16,18 @@ class IndexError : public std::out_of_range {
   using std::out_of_range::out_of_range;
 };
 
-#define SKV_FOR_EACH_OP(X)               \
-  X(append_kv, AppendKvParams)           \
-  X(rope_append_kv, RopeAppendKvParams)  \
-  X(merge_states, MergeStatesParams)     \
-  X(copy_blocks, CopyBlocksParams)       \
-  X(compact_kv, CompactKvParams)         \
-  X(verify_drafts, VerifyDraftsParams)   \
-  X(propose_drafts, ProposeDraftsParams) \
-  X(row_linear, RowLinearParams)         \
-  X(pack_linear_weight, PackLinearWeightParams)
+#define SKV_FOR_EACH_OP(X)                      \
+  X(append_kv, AppendKvParams)                  \
+  X(rope_append_kv, RopeAppendKvParams)         \
+  X(merge_states, MergeStatesParams)            \
+  X(copy_blocks, CopyBlocksParams)              \
+  X(compact_kv, CompactKvParams)                \
+  X(verify_drafts, VerifyDraftsParams)          \
+  X(propose_drafts, ProposeDraftsParams)        \
+  X(row_linear, RowLinearParams)                \
+  X(pack_linear_weight, PackLinearWeightParams) \
+  X(delta_prefill, DeltaPrefillParams)          \
+  X(schedule_delta_prefill, ScheduleDeltaPrefillParams)
 
 namespace cpu {
 #define SKV_DECLARE(op, Params) void op(const Params& params, const Parallel& pool);

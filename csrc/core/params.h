@@ -103,6 +103,9 @@ struct DeltaPrefillParams {
   int64_t schedule_size;
 };
 
+// Entries of a CPU schedule: a header, then some per sequence (csrc/cpu/delta_prefill_plan.cpp).
+constexpr int64_t kScheduleHeader = 8, kScheduleEntry = 2;
+
 struct ScheduleDeltaPrefillParams {
   int32_t* schedule;
   int64_t schedule_size;

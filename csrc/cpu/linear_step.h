@@ -89,11 +89,21 @@ constexpr int kTileRows = 4;
 #endif
 constexpr int kTileVecs = 2;
 constexpr int kTileColumns = kTileVecs * kLanes;
-constexpr int kPrefetchBytes = 2048;  // ahead of the weights in use, within a one-row product's single stream
+
+constexpr int kSecondLevel =
+    2;  // of cache, as the compiler's prefetch counts; the first holds the chunk in use
+
+// Weights that a tile fetches while it multiplies others: bytes per step, 128 where one pass covers a whole
+// chunk.
+struct Ahead {
+  const char* at;
+  int64_t per_step;
+};
 
 // sums[rows][kPanel] (+)= x @ one chunk of kTileColumns columns of a panel, for kRows rows.
 template <class W, int kRows>
-void multiply_tile(const W* w, const typename Step<W>::Unit* x, int64_t steps, float* sums, bool first) {
+void multiply_tile(const W* w, const typename Step<W>::Unit* x, int64_t steps, float* sums, bool first,
+                   Ahead ahead) {
   using S = Step<W>;
   constexpr int kPair = Layout<W>::kPair;
   Vec sum[kRows][kTileVecs];
@@ -106,11 +116,9 @@ void multiply_tile(const W* w, const typename Step<W>::Unit* x, int64_t steps, f
     typename S::Columns columns[kTileVecs][S::kUnits];
 #pragma GCC unroll 4
     for (int v = 0; v < kTileVecs; ++v) S::load_columns(w + v * kLanes * kPair, columns[v]);
-    if constexpr (kRows <= 8) {
-      for (size_t line = 0; line < kTileColumns * kPair * sizeof(W); line += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + line);
-      }
-    }
+    __builtin_prefetch(ahead.at, 0, kSecondLevel);
+    __builtin_prefetch(ahead.at + 64, 0, kSecondLevel);
+    ahead.at += ahead.per_step;
 #pragma GCC unroll 2
     for (int u = 0; u < S::kUnits; ++u) {
 #pragma GCC unroll 16
@@ -134,7 +142,7 @@ void multiply_tile(const W* w, const typename Step<W>::Unit* x, int64_t steps, f
 }
 
 template <class W>
-using MultiplyTile = void (*)(const W*, const typename Step<W>::Unit*, int64_t, float*, bool);
+using MultiplyTile = void (*)(const W*, const typename Step<W>::Unit*, int64_t, float*, bool, Ahead);
 
 template <class W, int kRows = kTileRows>
 MultiplyTile<W> tile_for(int rows) {
@@ -144,16 +152,23 @@ MultiplyTile<W> tile_for(int rows) {
   return multiply_tile<W, kRows>;
 }
 
-// The whole panel chunk by `rows` rows, as evenly many at a time as registers allow.
+// The whole panel chunk by `rows` rows, as evenly many at a time as registers allow. Meanwhile fetches
+// `next`, the chunk that comes after it: a pass that finds its weights in the cache would leave the memory
+// idle otherwise.
 template <class W>
-void multiply_panel(const W* w, const typename Step<W>::Unit* x, int64_t rows, int64_t steps, float* sums,
-                    bool first) {
-  const int64_t tiles = div_up(rows, kTileRows);
+void multiply_panel(const W* w, const W* next, const typename Step<W>::Unit* x, int64_t rows, int64_t steps,
+                    float* sums, bool first) {
+  constexpr int kStepBytes = kPanel * Layout<W>::kPair * static_cast<int>(sizeof(W));
+  constexpr int kNearBytes = 2048;  // a single pass fetches from its own stream
+  const int64_t tiles = div_up(rows, kTileRows), passes = tiles * (kPanel / kTileColumns);
+  Ahead ahead{reinterpret_cast<const char*>(next), kStepBytes / passes};
+  if (passes == 1) ahead.at = reinterpret_cast<const char*>(w) + kNearBytes;
   for (int64_t t = 0, row = 0; t < tiles; ++t) {
     const int64_t count = div_up(rows - row, tiles - t);
     const MultiplyTile<W> tile = tile_for<W>(static_cast<int>(count));
     for (int c = 0; c < kPanel; c += kTileColumns) {
-      tile(w + c * Layout<W>::kPair, x + row * kRowUnits<W>, steps, sums + row * kPanel + c, first);
+      tile(w + c * Layout<W>::kPair, x + row * kRowUnits<W>, steps, sums + row * kPanel + c, first, ahead);
+      ahead.at += steps * ahead.per_step;
     }
     row += count;
   }

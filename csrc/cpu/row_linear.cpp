@@ -81,8 +81,12 @@ struct Linear {
       const int64_t to = from + group < end ? from + group : end;
       for (int64_t c = 0; c < chunks; ++c) {
         for (int64_t panel = from; panel < to; ++panel) {
-          multiply_panel(panel_chunk(panel, c, stage), x + c * rows * kRowUnits<W>, rows,
-                         div_up(chunk_size(c), kPair), sums + (panel - from) * rows * kPanel, c == 0);
+          const W* w = panel_chunk(panel, c, stage);
+          // In a group the next panel's chunk, otherwise (and as a guess at the group's end) what follows in
+          // memory.
+          const W* next = w + (panel + 1 < to ? kPanel * padded_k : kPanel * kChunk);
+          multiply_panel(w, next, x + c * rows * kRowUnits<W>, rows, div_up(chunk_size(c), kPair),
+                         sums + (panel - from) * rows * kPanel, c == 0);
         }
       }
       for (int64_t panel = from; panel < to; ++panel) {

@@ -91,10 +91,11 @@ struct PyRadixTree {
     table.resize(size);
     const bool ok = pool.alloc(needed, table.data() + own_begin);
     if (ok) held = tree.insert(held, tokens.data(), tokens.size(), table.data(), &own_begin, &first_changed);
+    const skv::OutOfBlocks error(needed, pool.num_free(), tree.num_evictable_blocks(),
+                                 tree.num_protected_blocks());
     tree.unlock(held);
-    const int64_t evictable = tree.num_evictable_blocks();
     tree.close_root(root);
-    if (!ok) throw skv::OutOfBlocks(needed, pool.num_free(), evictable, tree.num_protected_blocks());
+    if (!ok) throw error;
     return tokens.size() - matched;
   }
 

@@ -61,7 +61,7 @@ struct RequestStats {
   int64_t delta_tokens = 0;       // tokens the turn brought
   int64_t reused_tokens = 0;      // of the prompt, KV found in the cache when the turn began
   int64_t recomputed_tokens = 0;  // fed again because their KV had been evicted
-  int64_t fed_tokens = 0;         // rows of committed steps, drafts not counted
+  int64_t fed_tokens = 0;         // rows of committed steps, drafts included
   int64_t drafted = 0;
   int64_t accepted = 0;
   int64_t preemptions = 0;

@@ -35,9 +35,9 @@ void Runtime::release(Sequence& seq) {
 
 void Runtime::publish(Sequence& seq, int64_t end) {
   if (end <= seq.node->end) return;
-  int64_t first_changed = seq.own_begin;
+  int64_t first_changed = seq.row_synced;
   seq.node = tree_.insert(seq.node, seq.tokens.data(), end, seq.table.data(), &seq.own_begin, &first_changed);
-  seq.row_synced = std::min(seq.row_synced, first_changed);
+  seq.row_synced = first_changed;
 }
 
 // With everything resident published, a block that still belongs to the sequence alone is a reservation or an

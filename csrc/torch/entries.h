@@ -60,4 +60,5 @@ void pack_linear_weight(Tensor packed, Tensor weight);
   X(verify_drafts)            \
   X(propose_drafts)           \
   X(row_linear)               \
-  X(pack_linear_weight)
+  X(pack_linear_weight)       \
+  X(delta_prefill) X(schedule_delta_prefill)

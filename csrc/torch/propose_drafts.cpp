@@ -23,8 +23,8 @@ void propose_drafts(Tensor drafts, Tensor num_drafts, Tensor history, Tensor his
     check.same_device(*t, arg, history, "history");
   }
   check.same_device(drafts, "drafts", history, "history");
-  check.range(min_ngram, "min_ngram", 1, INT32_MAX);
-  check.range(max_ngram, "max_ngram", min_ngram, INT32_MAX);
+  check.range(max_ngram, "max_ngram", 1, INT32_MAX);
+  check.range(min_ngram, "min_ngram", 1, max_ngram);
   if (batch == 0) return;
 
   ProposeDraftsParams params{};

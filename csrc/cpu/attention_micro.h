@@ -1,0 +1,145 @@
+// The inner products of attention: register tiles of kMicroRows rows by kMicroVecs vectors of columns.
+//
+// Both products of a tile, scores = Q K^T and out += P V, are c[r][j] = sum over steps s of a[r][s] *
+// b[s][j]. A step is four bytes of a row: one float, or two bfloat16 (then b interleaves two steps, as
+// vdpbf16ps wants them). Every element is one chain over s, so its bits depend on nothing but its own row of
+// a and column of b.
+#pragma once
+#include "simd.h"
+
+namespace skv::cpu::SKV_ISA {
+
+// Accumulators, one step's columns and a broadcast fit the registers; columns are a multiple of 16.
+#if defined(__AVX512F__)
+constexpr int kMicroRows = 6, kMicroVecs = 4;
+#elif defined(__AVX2__)
+constexpr int kMicroRows = 6, kMicroVecs = 2;
+#else
+constexpr int kMicroRows = 3, kMicroVecs = 4;
+#endif
+constexpr int kMicroColumns = kMicroVecs * kLanes;
+
+struct FloatSteps {
+  using Element = float;
+  static constexpr int kPerStep = 1;
+  static constexpr int64_t kChain = 32;  // steps of a score summed before they join the others: rounding
+  static inline Vec mac(Vec acc, const uint32_t* a, Vec b) { return fma(splat(float_of(*a)), b, acc); }
+  static inline Vec column(const uint32_t* b) { return load(reinterpret_cast<const float*>(b)); }
+};
+
+#if defined(__AVX512BF16__)
+struct BFloat16Steps {
+  using Element = BFloat16;
+  static constexpr int kPerStep = 2;
+  static constexpr int64_t kChain = INT64_MAX / 2;
+  static inline Vec mac(Vec acc, const uint32_t* a, Vec b) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32(static_cast<int>(*a)), (__m512bh)b);
+  }
+  static inline Vec column(const uint32_t* b) { return _mm512_loadu_ps(b); }
+};
+#endif
+
+// c (stride c_stride) = a (stride a_stride, in steps) times b (stride b_stride, in steps); with kAccumulate
+// c = c * scale[r] + that.
+template <class Steps, int kRows, int kVecs, bool kAccumulate>
+inline void micro(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t steps,
+                  float* c, int64_t c_stride, const float* scale) {
+  Vec acc[kRows][kVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = zero();
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    Vec column[kVecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) column[v] = Steps::column(b + s * b_stride + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = Steps::mac(acc[r][v], a + r * a_stride + s, column[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    float* out = c + r * c_stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      if constexpr (kAccumulate) {
+        store(out + v * kLanes, fma(load(out + v * kLanes), splat(scale[r]), acc[r][v]));
+      } else {
+        store(out + v * kLanes, acc[r][v]);
+      }
+    }
+  }
+}
+
+template <class Steps, int kVecs, bool kAccumulate>
+inline void micro_rows(int rows, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
+                       int64_t steps, float* c, int64_t c_stride, const float* scale) {
+  switch (rows) {
+    case 1:
+      return micro<Steps, 1, kVecs, kAccumulate>(a, a_stride, b, b_stride, steps, c, c_stride, scale);
+    case 2:
+      return micro<Steps, 2, kVecs, kAccumulate>(a, a_stride, b, b_stride, steps, c, c_stride, scale);
+    case 3:
+      return micro<Steps, 3, kVecs, kAccumulate>(a, a_stride, b, b_stride, steps, c, c_stride, scale);
+    case 4:
+      return micro<Steps, 4, kVecs, kAccumulate>(a, a_stride, b, b_stride, steps, c, c_stride, scale);
+    case 5:
+      return micro<Steps, 5, kVecs, kAccumulate>(a, a_stride, b, b_stride, steps, c, c_stride, scale);
+    default:
+      return micro<Steps, 6, kVecs, kAccumulate>(a, a_stride, b, b_stride, steps, c, c_stride, scale);
+  }
+}
+
+// scores[rows][keys] of the key panels [first_panel, panels): k is [panel][panel_steps][kMicroColumns].
+template <class Steps>
+void score_panels(int64_t rows, const uint32_t* q, int64_t q_stride, const uint32_t* k, int64_t panel_steps,
+                  int64_t steps, int64_t first_panel, int64_t panels, float* scores, int64_t score_stride) {
+  const float ones[] = {1, 1, 1, 1, 1, 1};
+  for (int64_t panel = first_panel; panel < panels; ++panel) {
+    const uint32_t* b = k + panel * panel_steps * kMicroColumns;
+    for (int64_t r = 0; r < rows; r += kMicroRows) {
+      const int count = static_cast<int>(rows - r < kMicroRows ? rows - r : kMicroRows);
+      const uint32_t* a = q + r * q_stride;
+      float* c = scores + r * score_stride + panel * kMicroColumns;
+      int64_t end = steps < Steps::kChain ? steps : Steps::kChain;
+      micro_rows<Steps, kMicroVecs, false>(count, a, q_stride, b, kMicroColumns, end, c, score_stride,
+                                           nullptr);
+      for (int64_t s = end; s < steps; s = end) {
+        end = steps < s + Steps::kChain ? steps : s + Steps::kChain;
+        micro_rows<Steps, kMicroVecs, true>(count, a + s, q_stride, b + s * kMicroColumns, kMicroColumns,
+                                            end - s, c, score_stride, ones);
+      }
+    }
+  }
+}
+
+// acc[rows][width] = acc * scale[row] + p v: v is [steps][width], width a multiple of kLanes.
+template <class Steps>
+void accumulate_values(int64_t rows, const uint32_t* p, int64_t p_stride, const uint32_t* v, int64_t width,
+                       int64_t steps, float* acc, int64_t acc_stride, const float* scale) {
+  for (int64_t j = 0; j < width; j += kMicroColumns) {
+    const int64_t vecs = (width - j < kMicroColumns ? width - j : kMicroColumns) / kLanes;
+    for (int64_t r = 0; r < rows; r += kMicroRows) {
+      const int count = static_cast<int>(rows - r < kMicroRows ? rows - r : kMicroRows);
+      const uint32_t* a = p + r * p_stride;
+      float* c = acc + r * acc_stride + j;
+      if (vecs == kMicroVecs) {
+        micro_rows<Steps, kMicroVecs, true>(count, a, p_stride, v + j, width, steps, c, acc_stride,
+                                            scale + r);
+      } else if (vecs == 1) {
+        micro_rows<Steps, 1, true>(count, a, p_stride, v + j, width, steps, c, acc_stride, scale + r);
+      } else if constexpr (kMicroVecs > 2) {
+        if (vecs == 2) {
+          micro_rows<Steps, 2, true>(count, a, p_stride, v + j, width, steps, c, acc_stride, scale + r);
+        } else {
+          micro_rows<Steps, 3, true>(count, a, p_stride, v + j, width, steps, c, acc_stride, scale + r);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace skv::cpu::SKV_ISA

@@ -1,0 +1,251 @@
+"""The planner: batches, chunks, rows, memory pressure, failures, and the buffers of a step."""
+
+import numpy as np
+import pytest
+from runtime_model import FakeDevice, answer
+
+rt = pytest.importorskip("stateful_kv.runtime")
+
+
+def world(num_blocks=64, block_size=4, **options):
+    runtime = rt.Runtime(num_blocks, block_size, **options)
+    return runtime, FakeDevice(runtime, num_blocks, block_size)
+
+
+def run_all(runtime, device, expected):
+    """Steps until nothing is left; compares every answer. Returns statistics by request."""
+    got = {request: [] for request in expected}
+    stats = {}
+    while (events := device.step()) is not None:
+        runtime.check()
+        for request, new, reason in events:
+            got[request] += new
+            if reason:
+                stats[request] = runtime.stats_of(request)
+    assert got == expected
+    return stats
+
+
+def test_decoding_goes_first_and_prompts_come_in_chunks():
+    runtime, device = world(max_batch_tokens=10, max_seqs=4, num_drafts=0)
+    first, second = runtime.open(), runtime.open()
+    expected = {runtime.submit(first, [1, 2, 3], 6): answer([1, 2, 3], 6)[0]}
+    device.step()
+    prompt = [4, 5] * 12
+    expected[runtime.submit(second, prompt, 2)] = answer(prompt, 2)[0]
+    sizes = []
+    while (info := runtime.plan()) is not None:
+        sizes.append((info.num_tokens, info.num_seqs, info.num_logit_rows))
+        device.run(info)
+        runtime.commit()
+    assert sizes == [(10, 2, 1), (10, 2, 1), (7, 2, 2), (2, 2, 2), (1, 1, 1)]
+
+
+def test_a_request_keeps_its_row_and_a_row_its_table():
+    runtime, device = world(num_blocks=100, max_batch_tokens=64, max_seqs=3, num_drafts=0)
+    table = runtime.buffers["block_table"]
+    sessions = [runtime.open() for _ in range(3)]
+    lengths = [2, 12, 5]
+    for i, session in enumerate(sessions):
+        runtime.submit(session, [i + 1] * 9, lengths[i])
+    device.step()
+    rows = table[:, :2].copy()
+    seen_empty = False
+    while (info := runtime.plan()) is not None:
+        assert (table[:, :2] == rows).all()
+        begin, end = runtime.buffers["table_begin"], runtime.buffers["table_end"]
+        assert (end - begin <= 1).all()  # one step adds at most one block to each
+        lengths = np.diff(runtime.buffers["cu_seqlens_q"])
+        seen_empty |= info.num_seqs == 3 and 0 in lengths[:2]
+        device.run(info)
+        runtime.commit()
+    request = runtime.submit(sessions[1], [3], 1)  # back in its former row: only what is new is written
+    info = runtime.plan()
+    assert info.num_seqs == 2 and runtime.buffers["table_end"][1] - runtime.buffers["table_begin"][1] <= 1
+    runtime.cancel_step()
+    runtime.abort(request)
+
+
+def test_bound_arrays_replace_the_buffers():
+    runtime, _ = world(max_seqs=2, max_batch_tokens=16)
+    own = {name: np.full_like(array, 77) for name, array in runtime.buffers.items()}
+    runtime.bind(own)
+    assert (own["slot_mapping"] == -1).all() and (own["block_table"] == -1).all() and (own["token_ids"] == 0).all()
+    assert all(runtime.buffers[name].ctypes.data == own[name].ctypes.data for name in own)
+    device = FakeDevice(runtime, 64, 4)
+    session = runtime.open()
+    assert device.generate(session, [1, 2, 3], 4)[0] == answer([1, 2, 3], 4)[0]
+    runtime.bind({"block_table": np.zeros_like(own["block_table"])})  # a new table is filled from the start
+    device.buffers = runtime.buffers
+    device.generate(session, [1], 4)
+    runtime.check()
+    with pytest.raises(ValueError, match="no buffer 'nothing'"):
+        runtime.bind({"nothing": np.zeros(3)})
+    for wrong in (np.zeros(16, np.int64), np.zeros(15, np.int32), np.zeros(32, np.int32)[::2]):
+        with pytest.raises(ValueError, match=r"token_ids must be a writable C-contiguous int32 array of shape \(16\)"):
+            runtime.bind({"token_ids": wrong})
+    with pytest.raises(TypeError, match="numpy"):
+        runtime.bind({"token_ids": [0] * 16})
+
+
+def test_memory_pressure_preempts_the_newest_and_loses_nothing():
+    runtime, device = world(num_blocks=12, block_size=4, max_seqs=4, max_batch_tokens=32, num_drafts=0)
+    expected = {}
+    for i in range(4):
+        prompt = [i + 1] * 6
+        expected[runtime.submit(runtime.open(), prompt, 30)] = answer(prompt, 30)[0]
+    stats = run_all(runtime, device, expected)
+    preempted = [stats[request]["preemptions"] for request in sorted(expected)]
+    assert preempted[0] == 0 and sum(preempted) > 0
+    assert all(stats[r]["recomputed_tokens"] > 0 for r in expected if stats[r]["preemptions"] > 1)
+    assert runtime.stats()["preemptions"] == sum(preempted)
+
+
+def test_priority_decides_who_is_preempted_and_who_is_admitted():
+    runtime, device = world(num_blocks=12, block_size=4, max_seqs=2, max_batch_tokens=32, num_drafts=0)
+    expected, order = {}, []
+    for priority in (0, 0, 1):
+        prompt = [priority + 1, len(order)] * 4
+        order.append(runtime.submit(runtime.open(), prompt, 25, priority=priority))
+        expected[order[-1]] = answer(prompt, 25)[0]
+    stats = run_all(runtime, device, expected)
+    assert stats[order[2]]["preemptions"] == 0
+    assert stats[order[0]]["preemptions"] + stats[order[1]]["preemptions"] > 0
+
+
+def test_one_request_may_fill_the_whole_pool():
+    runtime, device = world(num_blocks=8, block_size=4, num_drafts=3)
+    session = runtime.open()
+    for cached in range(3):
+        device.generate(runtime.open(), [cached] * 5, 9)
+    tokens, _, _ = device.generate(session, [1, 2, 3], 30)  # 3 + 30 - 1 tokens = 8 blocks
+    assert tokens == answer([1, 2, 3], 30)[0]
+    runtime.rollback(session, 5)
+    with pytest.raises(rt.OutOfBlocks) as caught:
+        runtime.submit(session, [1, 2, 3], 26)
+    error = caught.value
+    assert (error.needed, error.free + error.evictable, error.pinned) == (9, 8, 0) and "9 needed" in str(error)
+    assert runtime.length(session) == 5 and not runtime.is_running(session)
+    runtime.submit(session, [1, 2, 3], 25)
+
+
+def test_a_path_full_of_forks_still_finishes_alone():
+    """Every fork inside a block leaves one more overridden block on the path; a turn that needs the whole pool must
+    give them up."""
+    runtime, device = world(num_blocks=10, block_size=4, num_drafts=0)
+    session = runtime.open()
+    device.generate(session, [1, 2, 3, 4, 5], 2)
+    siblings = []
+    for i in range(4):
+        siblings.append(runtime.fork(session))
+        device.generate(session, [i, 1], 1)
+    prompt = runtime.tokens(session).tolist()
+    remaining = 10 * 4 - len(prompt) + 1
+    tokens, _, stats = device.generate(session, [], remaining)
+    assert tokens == answer(prompt, remaining)[0] and stats["recomputed_tokens"] > 0
+    runtime.check()
+    for sibling in siblings:
+        expected = answer(runtime.tokens(sibling).tolist() + [2], 4)[0]
+        assert device.generate(sibling, [2], 4)[0] == expected
+
+
+def test_too_long_for_the_table_is_refused_by_name():
+    runtime, _ = world(num_blocks=64, block_size=4, max_blocks_per_seq=4)
+    session = runtime.open()
+    with pytest.raises(ValueError, match="max_blocks_per_seq 4 blocks of 4"):
+        runtime.submit(session, [1] * 10, 8)
+    runtime.submit(session, [1] * 10, 7)
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_failed_forward_pass_changes_nothing(ran):
+    """Also when it had already written into the cache, at a copied tail, with drafts."""
+    runtime, device = world(num_drafts=3)
+    parent = runtime.open()
+    device.generate(parent, [1, 2, 3, 4, 5, 6] * 3, 9)
+    child = runtime.fork(parent)
+    expected = {}
+    for session, delta in ((parent, [5, 5, 5]), (child, [6])):
+        prompt = runtime.tokens(session).tolist() + delta
+        expected[runtime.submit(session, delta, 9)] = answer(prompt, 9)[0]
+    got = {request: [] for request in expected}
+    while (info := runtime.plan()) is not None:
+        before = runtime.stats()
+        if ran:
+            device.run(info)
+        runtime.cancel_step()
+        runtime.check()
+        again = runtime.plan()
+        assert (again.num_tokens, again.num_copies) == (info.num_tokens, info.num_copies)
+        assert runtime.stats()["free"] == before["free"]
+        device.run(again)
+        for request, new, _ in runtime.commit():
+            got[request] += new
+    assert got == expected and device.copies >= 1
+
+
+def test_results_that_contradict_the_step_are_refused_before_anything_is_taken():
+    runtime, _ = world(num_drafts=3)
+    session = runtime.open()
+    request = runtime.submit(session, [1, 2, 1, 2, 1], 9)
+    with pytest.raises(ValueError, match="no step"):
+        runtime.commit()
+    with pytest.raises(ValueError, match="no step"):
+        runtime.cancel_step()
+    runtime.plan()
+    for call in (runtime.plan, lambda: runtime.abort(request), lambda: runtime.finish(request, 0)):
+        with pytest.raises(ValueError, match="planned"):
+            call()
+    with pytest.raises(ValueError, match=r"out_num_tokens\[0\] is 0, expected 1 to 1"):
+        runtime.commit()
+    runtime.buffers["out_num_tokens"][0] = 2
+    with pytest.raises(ValueError, match="expected 1 to 1"):
+        runtime.commit()
+    runtime.buffers["out_num_tokens"][0] = 1
+    runtime.buffers["out_tokens"][0, 0] = 2
+    assert runtime.commit() == [(request, [2], None)]
+    info = runtime.plan()
+    assert info.num_logit_rows > 1  # "1 2" came before, so its continuation is drafted
+    runtime.buffers["out_num_tokens"][0] = 2
+    runtime.buffers["out_tokens"][0, :2] = [6, 6]
+    with pytest.raises(ValueError, match="not the draft"):
+        runtime.commit()
+    runtime.cancel_step()
+    runtime.check()
+
+
+def test_a_zero_draw_and_sampling_parameters_reach_their_row():
+    runtime, device = world(max_seqs=3, num_drafts=0)
+    greedy, sampled = runtime.open(), runtime.open()
+    runtime.submit(greedy, [1, 2, 3], 2)
+    info = runtime.plan()
+    assert not info.any_sampled
+    device.run(info)
+    runtime.commit()
+    runtime.submit(sampled, [4, 5], 1, temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, seed=-5)
+    info = runtime.plan()
+    b = runtime.buffers
+    assert info.any_sampled and info.num_seqs == 2
+    assert b["temperature"].tolist() == [0.0, 0.5, 0.0] and b["top_k"].tolist() == [0, 3, 0]
+    assert b["top_p"].tolist() == [1.0, np.float32(0.9), 1.0] and b["min_p"][1] == np.float32(0.1)
+    assert b["seeds"][1] == -5 and b["sample_positions"][:2].tolist() == [4, 2]
+
+
+def test_bad_arguments_are_refused_by_name():
+    for options in (
+        {"num_blocks": 0}, {"block_size": 0}, {"max_seqs": 0}, {"max_batch_tokens": 3, "max_seqs": 4},
+        {"num_drafts": -1}, {"min_ngram": 0}, {"max_blocks_per_seq": -1}, {"policy": "fifo"},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=next(iter(options)).split("_")[0]):
+            rt.Runtime(**{"num_blocks": 4, **options})
+    runtime = rt.Runtime(4)
+    session = runtime.open()
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        runtime.submit(session, [1], 0)
+    with pytest.raises(ValueError, match="empty"):
+        runtime.submit(session, [], 1)
+    with pytest.raises(ValueError, match="temperature"):
+        runtime.submit(session, [1], 1, temperature=-1.0)
+    with pytest.raises(TypeError, match="dtype float64"):
+        runtime.submit(session, [1.5], 1)
+    assert runtime.plan() is None

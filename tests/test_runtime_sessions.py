@@ -1,0 +1,266 @@
+"""Sessions step by step: what is shared, copied, reused, recomputed and refused."""
+
+import numpy as np
+import pytest
+from runtime_model import FakeDevice, answer
+
+rt = pytest.importorskip("stateful_kv.runtime")
+
+
+class World:
+    """A runtime with a fake device; checks every invariant after every turn."""
+
+    def __init__(self, num_blocks=64, block_size=4, **options):
+        self.rt = rt.Runtime(num_blocks, block_size, **options)
+        self.device = FakeDevice(self.rt, num_blocks, block_size)
+
+    def turn(self, session, delta, max_tokens=3, **params):
+        """Takes a turn, compares the answer with the model's, returns the statistics."""
+        prompt = self.rt.tokens(session).tolist() + list(delta)
+        tokens, reason, stats = self.device.generate(session, delta, max_tokens, **params)
+        assert (tokens, reason) == answer(prompt, max_tokens, params.get("stop_token_ids", ()))
+        assert self.rt.tokens(session).tolist() == prompt + tokens
+        self.rt.check()
+        return stats
+
+
+def test_a_turn_feeds_its_delta_and_the_one_unwritten_token():
+    world = World(num_drafts=0)
+    session = world.rt.open()
+    stats = world.turn(session, range(1, 7), max_tokens=3)
+    assert stats == {
+        "prompt_tokens": 6, "delta_tokens": 6, "reused_tokens": 0, "recomputed_tokens": 0,
+        "fed_tokens": 8, "drafted": 0, "accepted": 0, "preemptions": 0,
+    }  # fmt: skip
+    assert world.rt.resident(session) == 8
+    for _ in range(5):
+        held = world.rt.length(session)
+        stats = world.turn(session, [1, 2, 3], max_tokens=2)
+        assert stats["reused_tokens"] == held - 1 and stats["fed_tokens"] == 3 + 2
+    assert world.device.copies == 0  # the only user of a tail block writes on in it
+
+
+def test_fork_copies_one_block_when_it_writes_and_the_sibling_keeps_its_bytes():
+    world = World(num_drafts=0)
+    parent = world.rt.open()
+    world.turn(parent, range(1, 7), max_tokens=4)
+    before = world.device.tokens.copy(), world.device.hashes.copy()
+    used = world.rt.stats()["evictable"]
+    child = world.rt.fork(parent)
+    assert world.rt.stats()["evictable"] == used
+    resident = world.rt.resident(parent)
+    world.turn(child, [5], max_tokens=2)
+    assert world.device.copies == 1
+    changed = np.flatnonzero((world.device.tokens != before[0]) | (world.device.hashes != before[1])) // 4
+    tables = [world.rt.resident(parent), resident]
+    assert tables[0] == tables[1] and len(set(changed.tolist())) <= 2
+    world.turn(parent, [6], max_tokens=2)
+    grandchild = world.rt.fork(child)
+    world.rt.close(child)
+    world.turn(grandchild, [5, 5, 5], max_tokens=6)
+
+
+def test_rollback_and_append_is_a_fresh_session():
+    world = World(block_size=5)
+    session = world.rt.open()
+    world.turn(session, [1, 2, 3, 4, 5, 6, 0, 1], max_tokens=9)
+    for length in (13, 10, 9, 3, 0):
+        prefix = world.rt.tokens(session).tolist()[:length]
+        world.rt.rollback(session, length)
+        assert world.rt.length(session) == world.rt.resident(session) == length
+        stats = world.turn(session, [6, 6], max_tokens=1)
+        assert stats["reused_tokens"] == length and stats["recomputed_tokens"] == 0
+        assert world.rt.tokens(session).tolist()[:-1] == prefix + [6, 6]
+    with pytest.raises(ValueError, match="rollback: length is 99"):
+        world.rt.rollback(session, 99)
+
+
+def test_an_empty_delta_feeds_the_last_token_without_writing():
+    world = World(num_drafts=0)
+    session = world.rt.open()
+    world.turn(session, [1, 2, 3, 4, 5, 6], max_tokens=4)
+    world.rt.rollback(session, 7)
+    assert world.rt.resident(session) == 7
+    request = world.rt.submit(session, [], 1)
+    info = world.rt.plan()
+    assert info.num_tokens == 1 and info.num_copies == 0
+    assert world.rt.buffers["slot_mapping"][0] == -1 and world.rt.buffers["positions"][0] == 6
+    world.rt.cancel_step()
+    world.rt.abort(request)
+    assert world.turn(session, [], max_tokens=5)["fed_tokens"] == 5
+
+
+def test_an_evicted_session_recomputes_what_is_missing():
+    world = World(num_drafts=0)
+    session = world.rt.open()
+    world.turn(session, range(1, 15), max_tokens=2)
+    assert world.rt.evict(2) == 2
+    assert world.rt.resident(session) == 8
+    stats = world.turn(session, [1], max_tokens=1)
+    assert (stats["reused_tokens"], stats["recomputed_tokens"], stats["fed_tokens"]) == (8, 7, 9)
+    assert world.rt.evict(1000) and world.rt.resident(session) == 0
+    stats = world.turn(session, [], max_tokens=1)
+    assert (stats["reused_tokens"], stats["recomputed_tokens"]) == (0, 17)
+
+
+def test_sessions_with_one_prompt_share_its_blocks():
+    world = World(num_blocks=40)
+    prompt = [i % 7 for i in range(30)]
+    first, second, third = (world.rt.open() for _ in range(3))
+    world.turn(first, prompt)
+    stats = world.turn(second, prompt)
+    assert stats["reused_tokens"] == 30
+    assert world.turn(third, prompt[:17] + [6, 6])["reused_tokens"] == 17
+    apart = world.rt.open("tenant")
+    assert world.turn(apart, prompt)["reused_tokens"] == 0
+    assert world.rt.match("", prompt) == 30 and world.rt.match("nobody", prompt) == 0
+    assert world.rt.match("tenant", prompt + [5] * 9) >= 30
+
+
+def test_requests_that_arrive_together_compute_a_shared_prompt_once():
+    world = World(num_blocks=200, block_size=4, num_drafts=0)
+    prompt = [i % 5 for i in range(60)]
+    requests = [world.rt.submit(world.rt.open(), prompt + [i, i], 2) for i in range(5)]
+    done = {}
+    while len(done) < 5:
+        for request, _, reason in world.device.step():
+            if reason:
+                done[request] = world.rt.stats_of(request)
+        world.rt.check()
+    assert done[requests[0]]["reused_tokens"] == 0
+    assert all(done[r]["reused_tokens"] >= 60 for r in requests[1:])
+    assert world.device.fed == 62 + 4 * 2 + 5
+
+
+def test_two_running_sessions_that_compute_the_same_end_up_sharing():
+    world = World(num_blocks=60, block_size=4, max_batch_tokens=64, num_drafts=0, prefix_cache=True)
+    a, b = world.rt.open(), world.rt.open()
+    world.turn(a, [1, 2, 3], max_tokens=1)
+    world.turn(b, [1, 2, 4], max_tokens=1)
+    world.rt.rollback(a, 2)
+    world.rt.rollback(b, 2)
+    for session in (a, b):
+        world.rt.submit(session, [3, 3, 3, 3, 3, 3], 6)
+    while world.device.step() is not None:
+        world.rt.check()
+    assert world.rt.tokens(a).tolist() == world.rt.tokens(b).tolist()
+    before = world.rt.stats()["evictable"]
+    world.rt.close(b)
+    assert world.rt.stats()["evictable"] == before
+    assert world.rt.match("", world.rt.tokens(a)) == world.rt.length(a) - 1
+
+
+def test_without_prefix_cache_sessions_keep_to_themselves_and_close_frees():
+    world = World(prefix_cache=False)
+    prompt = [1, 2, 3, 4, 5, 6]
+    first, second = world.rt.open(), world.rt.open()
+    world.turn(first, prompt)
+    assert world.turn(second, prompt)["reused_tokens"] == 0
+    fork = world.rt.fork(first)
+    held = world.rt.length(first)
+    world.rt.close(first)
+    assert world.turn(fork, [1])["reused_tokens"] == held - 1
+    world.rt.close(second)
+    world.rt.close(fork)
+    stats = world.rt.stats()
+    assert stats["free"] == stats["num_blocks"] and stats["nodes"] == stats["namespaces"] == 0
+
+
+def test_drafts_hit_and_change_nothing():
+    text = [1, 2, 3, 4, 5, 6] * 6
+    fed = {}
+    for num_drafts in (0, 4):
+        world = World(num_drafts=num_drafts)
+        session = world.rt.open()
+        for _ in range(4):
+            stats = world.turn(session, text[:9], max_tokens=12)
+            assert stats["accepted"] <= stats["drafted"]
+            fed[num_drafts] = fed.get(num_drafts, 0) + stats["fed_tokens"]
+        if num_drafts:
+            assert stats["drafted"] > 0
+    assert fed[4] < fed[0]
+
+
+def test_drafts_of_a_request_can_be_limited_but_not_raised():
+    world = World(num_drafts=4)
+    session = world.rt.open()
+    assert world.turn(session, [1, 2, 3] * 5, max_tokens=12, num_drafts=0)["drafted"] == 0
+    with pytest.raises(ValueError, match="num_drafts is 5"):
+        world.rt.submit(session, [1], 4, num_drafts=5)
+
+
+def test_stop_tokens_end_a_turn_and_belong_to_the_session():
+    world = World(num_drafts=6)
+    prompt = [1, 2, 3, 4, 5]
+    full, _ = answer(prompt, 30)
+    for stop in sorted(set(full)):
+        session = world.rt.open()
+        world.turn(session, prompt, max_tokens=30, stop_token_ids=[stop])
+        assert world.rt.tokens(session)[-1] == stop
+        world.turn(session, [3, 3], max_tokens=5)
+
+
+def test_finish_keeps_exactly_what_was_asked_for():
+    world = World()
+    for keep in range(4):
+        session = world.rt.open()
+        request = world.rt.submit(session, [1, 2, 3, 4, 5], 20)
+        generated = []
+        while len(generated) < 4:
+            for _, new, _ in world.device.step():
+                generated += new
+        assert world.rt.length(session) == 0  # nothing of the turn counts before it ends
+        with pytest.raises(ValueError, match="num_keep"):
+            world.rt.finish(request, 21)
+        world.rt.finish(request, keep)
+        world.rt.check()
+        assert world.rt.tokens(session).tolist() == [1, 2, 3, 4, 5] + generated[:keep]
+        assert world.rt.resident(session) >= 4 + keep
+        world.turn(session, [2])
+
+
+def test_abort_at_any_time_leaves_the_session_as_it_was():
+    for num_steps in range(6):
+        world = World(max_batch_tokens=8, max_seqs=4, num_drafts=2)
+        session = world.rt.open()
+        world.turn(session, [1, 2, 3, 4, 5], max_tokens=4)
+        before = world.rt.tokens(session).tolist()
+        request = world.rt.submit(session, [6] * 21, 8)
+        for _ in range(num_steps):
+            world.device.step()
+        world.rt.abort(request)
+        world.rt.check()
+        assert world.rt.tokens(session).tolist() == before and not world.rt.is_running(session)
+        assert world.rt.plan() is None
+        world.turn(session, [6] * 3, max_tokens=4)
+
+
+def test_stale_handles_are_refused():
+    runtime = rt.Runtime(8, 4)
+    session = runtime.open()
+    runtime.close(session)
+    again = runtime.open()
+    assert again != session
+    for call in (runtime.length, runtime.fork, runtime.close, runtime.tokens, runtime.resident, runtime.is_running):
+        with pytest.raises(rt.StaleHandle, match="closed"):
+            call(session)
+    with pytest.raises(ValueError, match="closed"):
+        runtime.submit(session, [1], 1)
+    with pytest.raises(rt.StaleHandle, match="never submitted"):
+        runtime.abort(17)
+    with pytest.raises(rt.StaleHandle, match="statistics"):
+        runtime.stats_of(17)
+
+
+def test_a_busy_session_is_refused():
+    runtime = rt.Runtime(8, 4)
+    session = runtime.open()
+    runtime.submit(session, [1], 1)
+    for call in (
+        lambda: runtime.submit(session, [1], 1),
+        lambda: runtime.fork(session),
+        lambda: runtime.rollback(session, 0),
+        lambda: runtime.close(session),
+    ):
+        with pytest.raises(ValueError, match="busy"):
+            call()
