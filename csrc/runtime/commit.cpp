@@ -48,7 +48,7 @@ Event Runtime::commit_request(Request& request) {
   Event event{request.id, {}, FinishReason::kNone};
   request.stats.fed_tokens += step.num_tokens;
   request.stats.drafted += step.num_drafts;
-  int64_t written = step.start + step.num_tokens;
+  int64_t written = step.start + step.num_tokens - step.num_drafts;
   if (step.num_logits > 0) {
     const int32_t* out = buffers_.out_tokens + request.row * sizes_.max_rows_per_seq;
     const int32_t num = buffers_.out_num_tokens[request.row];
