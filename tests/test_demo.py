@@ -9,7 +9,7 @@ import stateful_kv as skv
 from stateful_kv.__main__ import main
 from stateful_kv.demo import checkpoint, report
 from stateful_kv.demo.calls import Call, CallError, parse_call
-from stateful_kv.demo.driver import RoundRecord, TurnRecord
+from stateful_kv.demo.driver import Crew, RoundRecord, TurnRecord
 from stateful_kv.demo.text import END, ROLES, ChatText, train_tokenizer
 from stateful_kv.demo.tools import HAND_OFFS, SCHEMAS, SUB_AGENTS, World
 from stateful_kv.demo.transcripts import ANALYST, FOLDER, ORCHESTRATOR, load_transcripts, shared_prompt
@@ -228,6 +228,96 @@ def test_the_random_checkpoint_depends_on_its_seed_only(tmp_path):
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     embedding = load_file(tmp_path / "a" / "model.safetensors")["model.embed_tokens.weight"]
     assert tuple(embedding.shape) == (config["vocab_size"], config["hidden_size"])
+
+
+class PlayedSession:
+    """A conversation whose answers are played to it; forks and rollbacks are those of a list."""
+
+    def __init__(self, engine, tokens=()):
+        self.engine, self.tokens = engine, list(tokens)
+
+    def fork(self):
+        return PlayedSession(self.engine, self.tokens)
+
+    def rollback(self, length):
+        del self.tokens[length:]
+
+
+class PlayedEngine:
+    """What the driver needs of an engine; `answer(prompt)` gives the answer's tokens."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def open_session(self):
+        return PlayedSession(self)
+
+    def stats(self):
+        return {"rows_fed": 0}
+
+    def generate(self, requests):
+        turns = []
+        for request in requests:
+            prompt = request.session.tokens + list(request.tokens)
+            tokens = self.answer(prompt)
+            request.session.tokens = prompt + tokens
+            turns.append(SimpleNamespace(tokens=tokens, finish_reason="length", stats=None))
+        return turns
+
+
+def play(answer, max_turns=99):
+    crew = Crew(PlayedEngine(answer), ChatText(), load_transcripts(), None, max_turns)
+    turns = report.all_turns(crew.run(lambda record: None))
+    conversations = {name: crew.text.decode(agent.session.tokens + agent.delta) for name, agent in crew.agents.items()}
+    return turns, conversations
+
+
+def script_of(conversation):
+    """The transcript's answer to a conversation: which agent it is, and which turn, stand in the text."""
+    agent = conversation.split("<|system|>\n")[-1]
+    transcript = next(t for t in load_transcripts().values() if agent.startswith(t.role))
+    return transcript.turns[agent.count("<|assistant|>") - 1]
+
+
+def test_without_calls_by_the_model_the_transcripts_stand():
+    turns, conversations = play(lambda prompt: [100, 101, 102])
+    scripts = load_transcripts()
+    assert all(turn.call_from == "transcript" for turn in turns)
+    for name, transcript in scripts.items():
+        assert [turn.call for turn in turns if turn.agent == name] == [turn.call for turn in transcript.turns]
+        own = conversations[name].split(transcript.role)[1]
+        assert own.count("<|assistant|>") == own.count("<|tool|>") == len(transcript.turns)
+        assert [text.split(END)[0].strip() for text in own.split("<|assistant|>")[1:]] == [
+            turn.text() for turn in transcript.turns
+        ]
+    # A sub-agent's past is the orchestrator's, up to the answer that handed the work on; its report comes back.
+    fork = conversations["support"].split(scripts["support"].role)[0]
+    assert conversations[ORCHESTRATOR].startswith(fork.removesuffix("<|system|>\n"))
+    for name in SUB_AGENTS:
+        assert scripts[name].turns[-1].call.arguments["text"] in conversations[ORCHESTRATOR]
+
+
+def test_calls_of_the_model_are_executed_and_its_text_stays():
+    text = ChatText()
+    end = list(text.stop_token_ids)
+    _, expected = play(lambda prompt: [100, 101, 102])
+    turns, conversations = play(lambda prompt: text.body(script_of(text.decode(prompt)).text()) + end)
+    assert all(turn.call_from == "model" for turn in turns)
+    assert conversations == expected
+
+
+def test_a_model_may_call_otherwise_but_not_hand_work_on_otherwise():
+    text = ChatText()
+    orders = Call("get_order", {"order": "O-1"}).text()
+    wrong = Call("delegate", {"agent": "coding", "task": "other"}).text()
+    turns, conversations = play(lambda prompt: text.body(orders), max_turns=2)
+    by_model = [(turn.agent, turn.turn_idx) for turn in turns if turn.call_from == "model"]
+    assert (ORCHESTRATOR, 0) in by_model and (ORCHESTRATOR, 1) not in by_model
+    assert '{"error": "there is no order O-1"}' in conversations[ORCHESTRATOR]
+    assert f"{orders}{END}\n<|tool|>" in conversations[ORCHESTRATOR]
+    turns, conversations = play(lambda prompt: text.body(wrong), max_turns=2)
+    assert not any(turn.call_from == "model" for turn in turns)
+    assert set(conversations) == {ORCHESTRATOR, ANALYST, "support"}
 
 
 def turn_of(tokens, fed=10, drafted=0, accepted=0):
