@@ -118,14 +118,13 @@ def run(args: argparse.Namespace, directory: Path) -> int:
     crew = Crew(engine, text, load_transcripts(), params, args.turns)
     rounds = crew.run(progress("reuse"))
     end_progress()
-    stats = engine.stats()
-    crew.close()
     reference = load(speculation=None, prefix_cache=False)
     baseline = run_baseline(reference, rounds, params, progress("baseline"))
     end_progress()
     bound = GAP_BOUND[dtype]
     differences = compare(rounds, baseline, reference, bound)
-    summary = summarise(rounds, baseline, differences, stats, crew.forks, bound)
+    summary = summarise(rounds, baseline, differences, engine, crew.forks, bound)
+    crew.close()
     print(table(rounds, baseline), summary_text(summary, differences), sep="\n\n")
     if args.json:
         model = str(args.model) if args.model else f"random weights, seed {args.seed}"

@@ -55,10 +55,14 @@ def compare(rounds: list[RoundRecord], baseline: list[RoundRecord], engine: Any,
     return differences
 
 
+def rows_fed(turn: TurnRecord) -> int:
+    """All rows of a turn: prompt, one per decoding step, drafts (which `fed_tokens` leaves out)."""
+    return turn.stats.fed_tokens + turn.stats.drafted
+
+
 def prompt_rows(turn: TurnRecord) -> int:
-    """The rows of a turn that were prompt: all it fed, less one row per decoding step and less the drafts."""
-    steps = len(turn.tokens) - 1 - turn.stats.accepted
-    return turn.stats.fed_tokens - steps - turn.stats.drafted
+    """The rows of a turn that were prompt: all but the drafts and one row per decoding step."""
+    return turn.stats.fed_tokens - (len(turn.tokens) - 1 - turn.stats.accepted)
 
 
 def turn_s(turn: TurnRecord) -> float:
@@ -106,15 +110,16 @@ def summarise(
     rounds: list[RoundRecord],
     baseline: list[RoundRecord],
     differences: list[Difference],
-    stats: dict[str, Any],
+    engine: Any,
     forks: int,
     bound: float,
 ) -> dict[str, Any]:
-    """All figures of a run, `failures` included: the reasons why it must not count as a success."""
+    """All figures of a run, `failures` included: the reasons why it must not count as a success. `engine` is the one
+    with reuse, before its sessions are closed."""
     turns, later = all_turns(rounds), [turn for turn in all_turns(rounds) if turn.turn_idx > 0]
     fed, prompt = sum(map(prompt_rows, later)), sum(len(turn.prompt) for turn in later)
     ours, theirs = _times(turns, rounds), _times(all_turns(baseline), baseline)
-    rows, rows_of_turns = sum(record.rows for record in rounds), sum(turn.stats.fed_tokens for turn in turns)
+    rows, rows_of_turns = sum(record.rows for record in rounds), sum(map(rows_fed, turns))
     share = fed / prompt if prompt else None
     failures = [
         f"{d.agent} turn {d.turn_idx + 1} differs at token {d.position} with a gap of {d.gap:.3g}, bound {bound:g}"
@@ -140,7 +145,8 @@ def summarise(
         "accepted": sum(turn.stats.accepted for turn in turns),
         "calls_by_model": sum(turn.call_from == "model" for turn in turns),
         "forks": forks,
-        "engine": {key: value for key, value in stats.items() if isinstance(value, int | float)},
+        "blocks_shared": sum(turn.stats.reused_tokens // engine.block_size for turn in turns if turn.turn_idx == 0),
+        "engine": engine.stats(),
         "time": ours,
         "time_baseline": theirs,
         "time_ratio": {key: ours[key] / theirs[key] for key in ours},
@@ -186,7 +192,7 @@ def turn_json(turn: TurnRecord, theirs: TurnRecord) -> dict[str, Any]:
         "delta_tokens": turn.stats.delta_tokens,
         "recomputed_tokens": turn.stats.recomputed_tokens,
         "prompt_rows_fed": prompt_rows(turn),
-        "rows_fed": turn.stats.fed_tokens,
+        "rows_fed": rows_fed(turn),
         "drafted": turn.stats.drafted,
         "accepted": turn.stats.accepted,
         "tokens": turn.tokens,
@@ -197,7 +203,7 @@ def turn_json(turn: TurnRecord, theirs: TurnRecord) -> dict[str, Any]:
         "call": {"name": turn.call.name, "arguments": turn.call.arguments} if turn.call else None,
         "result": turn.result,
         "baseline": {
-            "rows_fed": theirs.stats.fed_tokens,
+            "rows_fed": rows_fed(theirs),
             "tokens": theirs.tokens,
             "ttft_ms": theirs.stats.ttft_s * 1e3,
             "turn_ms": turn_s(theirs) * 1e3,
@@ -207,7 +213,7 @@ def turn_json(turn: TurnRecord, theirs: TurnRecord) -> dict[str, Any]:
 
 def summary_text(s: dict[str, Any], differences: list[Difference]) -> str:
     share, ratio, ours, theirs = s["fed_share_from_turn_2"], s["time_ratio"], s["time"], s["time_baseline"]
-    engine = ", ".join(f"{key} {value}" for key, value in s["engine"].items())
+    pool = s["engine"]
     lines = [
         f"turns            {s['turns']} in {s['rounds']} rounds, {s['calls_by_model']} calls by the model, "
         f"{s['turns'] - s['calls_by_model']} by the transcript, {s['forks']} forks",
@@ -225,7 +231,8 @@ def summary_text(s: dict[str, Any], differences: list[Difference]) -> str:
         f"first token      median {ours['median_ttft_ms']:.1f} ms, baseline {theirs['median_ttft_ms']:.1f} "
         f"({ratio['median_ttft_ms']:.2f}x)",
         f"drafts           {s['accepted']} of {s['drafted']} accepted, {s['tokens_out']} tokens out",
-        f"engine           {engine}",
+        f"blocks           {s['blocks_shared']} shared by forks and prefix matches, {pool['blocks_copied']} copied on "
+        f"write; {pool['num_blocks'] - pool['free']} of {pool['num_blocks']} in use, {pool['evicted_blocks']} evicted",
         f"outputs          {s['turns_equal']} of {s['turns']} turns equal the baseline's token for token",
     ]
     for d in differences:
