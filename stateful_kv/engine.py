@@ -27,9 +27,9 @@ class TurnStats:
     """What a turn cost.
 
     Tokens: prompt = everything the answer depends on; of it, reused came from the cache, delta is what the caller
-    brought, recomputed is KV that had been evicted. fed = rows that entered the model, the answer's included, drafts
-    not: those are counted by drafted, and by accepted where they were right. Seconds: prefill_s from submission to the
-    first token, decode_s from there to the last.
+    brought, recomputed is KV that had been evicted. fed = rows that entered the model, answer and drafts included.
+    drafted / accepted: speculated tokens. Seconds: prefill_s from submission to the first token, decode_s from there to
+    the last.
     """
 
     prompt_tokens: int

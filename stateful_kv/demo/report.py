@@ -55,14 +55,10 @@ def compare(rounds: list[RoundRecord], baseline: list[RoundRecord], engine: Any,
     return differences
 
 
-def rows_fed(turn: TurnRecord) -> int:
-    """All rows of a turn: prompt, one per decoding step, drafts (which `fed_tokens` leaves out)."""
-    return turn.stats.fed_tokens + turn.stats.drafted
-
-
 def prompt_rows(turn: TurnRecord) -> int:
-    """The rows of a turn that were prompt: all but the drafts and one row per decoding step."""
-    return turn.stats.fed_tokens - (len(turn.tokens) - 1 - turn.stats.accepted)
+    """The rows of a turn that were prompt: all it fed, less one row per decoding step and less the drafts."""
+    steps = len(turn.tokens) - 1 - turn.stats.accepted
+    return turn.stats.fed_tokens - steps - turn.stats.drafted
 
 
 def turn_s(turn: TurnRecord) -> float:
@@ -119,7 +115,7 @@ def summarise(
     turns, later = all_turns(rounds), [turn for turn in all_turns(rounds) if turn.turn_idx > 0]
     fed, prompt = sum(map(prompt_rows, later)), sum(len(turn.prompt) for turn in later)
     ours, theirs = _times(turns, rounds), _times(all_turns(baseline), baseline)
-    rows, rows_of_turns = sum(record.rows for record in rounds), sum(map(rows_fed, turns))
+    rows, rows_of_turns = sum(record.rows for record in rounds), sum(turn.stats.fed_tokens for turn in turns)
     share = fed / prompt if prompt else None
     failures = [
         f"{d.agent} turn {d.turn_idx + 1} differs at token {d.position} with a gap of {d.gap:.3g}, bound {bound:g}"
@@ -192,7 +188,7 @@ def turn_json(turn: TurnRecord, theirs: TurnRecord) -> dict[str, Any]:
         "delta_tokens": turn.stats.delta_tokens,
         "recomputed_tokens": turn.stats.recomputed_tokens,
         "prompt_rows_fed": prompt_rows(turn),
-        "rows_fed": rows_fed(turn),
+        "rows_fed": turn.stats.fed_tokens,
         "drafted": turn.stats.drafted,
         "accepted": turn.stats.accepted,
         "tokens": turn.tokens,
@@ -203,7 +199,7 @@ def turn_json(turn: TurnRecord, theirs: TurnRecord) -> dict[str, Any]:
         "call": {"name": turn.call.name, "arguments": turn.call.arguments} if turn.call else None,
         "result": turn.result,
         "baseline": {
-            "rows_fed": rows_fed(theirs),
+            "rows_fed": theirs.stats.fed_tokens,
             "tokens": theirs.tokens,
             "ttft_ms": theirs.stats.ttft_s * 1e3,
             "turn_ms": turn_s(theirs) * 1e3,
