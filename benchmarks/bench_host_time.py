@@ -63,32 +63,45 @@ class Stopwatch:
         return timed
 
 
+class Timed:
+    """An object whose methods are timed."""
+
+    def __init__(self, inner, watch: Stopwatch):
+        self._inner, self._watch = inner, watch
+
+    def __getattr__(self, name: str):
+        value = getattr(self._inner, name)
+        if callable(value):
+            value = self._watch.wrap(value)
+            setattr(self, name, value)
+        return value
+
+
 def measure(length: int, delta: int, answer: int, turns: int) -> dict:
-    """Medians over `turns` turns of a conversation that starts with `length` tokens."""
-    model = make_model(length + (turns + 4) * (delta + answer) + 1024)
-    engine = skv.Engine(model, num_blocks=-(-model.config.max_position // 16) + 64, max_batch_tokens=2048)
+    """Medians over `turns` turns, each on a fork of the same conversation of `length` tokens."""
+    model = make_model(length + delta + answer + 64)
+    engine = skv.Engine(model, num_blocks=(length + 2 * turns * (delta + answer)) // 16 + 64, max_batch_tokens=2048)
     layers, runtime = Stopwatch(), Stopwatch()
+    engine._runtime = engine._loop.runtime = Timed(engine._runtime, runtime)
     model.logits = layers.wrap(model.logits)
-    inner = engine._runtime
-    for name in ("submit", "plan", "commit", "stats_of", "length"):
-        setattr(inner, name, runtime.wrap(getattr(inner, name)))
     r = np.random.default_rng(length)
     session = engine.open_session()
     params = skv.SamplingParams(max_tokens=answer)
     forward = generate.forward
     generate.forward = layers.wrap(forward)
+    host, inside, steps = [], [], 0
     try:
-        session.generate(r.integers(0, VOCAB, length - 4 * (delta + answer)).astype(np.int32), params)
-        for _ in range(3):
-            session.generate(r.integers(0, VOCAB, delta).astype(np.int32), params)
-        host, inside, steps = [], [], engine.stats()["steps"]
-        for _ in range(turns):
+        session.generate(r.integers(0, VOCAB, length - answer).astype(np.int32), params)
+        for i in range(turns + 3):
             tokens = r.integers(0, VOCAB, delta).astype(np.int32)
-            layers.seconds = runtime.seconds = 0.0
-            begin = time.perf_counter()
-            session.generate(tokens, params)
-            host.append(time.perf_counter() - begin - layers.seconds)
-            inside.append(runtime.seconds)
+            with session.fork() as fork:
+                if i == 3:  # warm by now
+                    steps, host, inside = engine.stats()["steps"], [], []
+                layers.seconds = runtime.seconds = 0.0
+                begin = time.perf_counter()
+                fork.generate(tokens, params)
+                host.append(time.perf_counter() - begin - layers.seconds)
+                inside.append(runtime.seconds)
     finally:
         generate.forward = forward
     return {
@@ -104,7 +117,7 @@ def main() -> None:
     parser.add_argument("--delta", type=int, default=300)
     parser.add_argument("--answer", type=int, default=8)
     parser.add_argument("--turns", type=int, default=40)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2000, 10000, 100000])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 10000, 100000])
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     rows = [measure(length, args.delta, args.answer, args.turns) for length in args.lengths]

@@ -88,7 +88,8 @@ class Loop:
         self.rows_fed = 0  # counted where rows enter the model
         self.steps = 0
         self.blocks_copied = 0
-        self._host = {name: torch.from_numpy(array) for name, array in runtime.buffers.items()}
+        self._views: dict[tuple, tuple[Tensor, Tensor]] = {}  # slicing a tensor costs more than looking up the slice
+        self._host = self._device = {name: torch.from_numpy(array) for name, array in runtime.buffers.items()}
         if model.device.type == "cuda":  # page-locked, so that copies to the device do not wait
             self._host = {name: t.pin_memory() for name, t in self._host.items()}
             runtime.bind({name: t.numpy() for name, t in self._host.items()})
@@ -96,11 +97,16 @@ class Loop:
 
     def _take(self, name: str, *size: int) -> Tensor:
         """The first rows (and columns) of a step buffer, on the model's device."""
-        host = self._host[name][: size[0]] if len(size) == 1 else self._host[name][: size[0], : size[1]]
-        if self.model.device.type != "cuda":
-            return host
-        device = self._device[name][: size[0]] if len(size) == 1 else self._device[name][: size[0], : size[1]]
-        return device.copy_(host, non_blocking=True)
+        on_host, key = self._host is self._device, (name, *size)
+        views = self._views.get(key)
+        if views is None:
+            if len(self._views) > 10000:
+                self._views.clear()
+            part = tuple(map(slice, size))
+            host = self._host[name][part]
+            views = self._views[key] = (host, host if on_host else self._device[name][part])
+        host, device = views
+        return host if on_host else device.copy_(host, non_blocking=True)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, list[int], str | None]] | None:
@@ -149,8 +155,7 @@ class Loop:
             names = ("temperature", "top_k", "top_p", "min_p", "seeds")
             sampling = {name: self._take(name, plan.num_seqs) for name in names}
             sampling["positions"] = self._take("sample_positions", plan.num_seqs)
-        out = self._host if self.model.device.type != "cuda" else self._device
-        tokens, num_tokens = out["out_tokens"][: plan.num_seqs], out["out_num_tokens"][: plan.num_seqs]
+        tokens, num_tokens = (self._device[name][: plan.num_seqs] for name in ("out_tokens", "out_num_tokens"))
         ops.verify_drafts(
             logits,
             self._take("draft_tokens", plan.num_logit_rows),
