@@ -125,6 +125,12 @@ DraftIndex::Layer& DraftIndex::writable_layer(const int32_t* history) {
 }
 
 void DraftIndex::add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const {
+  for (int n = min_ngram_; n <= max_ngram_; ++n) {  // once for all that comes, instead of doubling on the way
+    Table& table = layer.tables[n - min_ngram_];
+    size_t capacity = table.slots.size();
+    while ((table.count + (end - begin)) * 3 > capacity * 2) capacity *= 2;
+    if (capacity > table.slots.size()) table.resize(history, layer.begin, n, capacity);
+  }
   uint64_t hashes[kGroup][kMaxNgram];
   for (int64_t group = begin; group < end; group += kGroup) {
     const int size = static_cast<int>(std::min<int64_t>(kGroup, end - group));
@@ -160,9 +166,7 @@ void DraftIndex::add(Layer& layer, const int32_t* history, int64_t begin, int64_
           continue;
         }
         *slot = Table::Slot{static_cast<uint32_t>(hashes[i][n - 1]), p};
-        if (++table.count * 3 > table.slots.size() * 2) {
-          table.resize(history, layer.begin, n, table.slots.size() * 2);
-        }
+        ++table.count;
       }
     }
   }
