@@ -108,7 +108,10 @@ uint64_t Runtime::fork(uint64_t session) {
   Sequence& child = new_sequence();
   child.root = parent.root;
   tree_.share_root(child.root);
+  // Copied with room to grow, so that the first turn does not copy them once more.
+  child.tokens.reserve(parent.tokens.size() + parent.tokens.size() / 2);
   child.tokens = parent.tokens;
+  child.table.reserve(parent.table.size() + parent.table.size() / 2);
   child.table = parent.table;
   child.committed = parent.committed;
   child.resident = parent.resident;
