@@ -107,7 +107,7 @@ class Runtime:
         policy: str = "lru",
     ) -> None:
         """max_blocks_per_seq 0 means num_blocks; num_drafts 0 turns speculation off; prefix_cache=False keeps every
-        session (with its forks) to itself and drops its KV on close."""
+        session (with its forks) to itself and drops its KV on close; policy: "lru" or "turns"."""
     @property
     def buffers(self) -> dict[str, np.ndarray]:
         """Zero-copy views of the step's arrays."""

@@ -42,6 +42,10 @@ prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, 
 (fed again because their KV had been evicted), fed_tokens (rows fed, drafts included), drafted, accepted and
 preemptions.
 
+Eviction: `policy="lru"` takes the tail of the least recently used leaf. `policy="turns"` suits agents that take
+turns: first what no open session rests on, then sessions that missed several of their usual turns, then the one whose
+next turn is expected last (benchmarks/bench_eviction.py compares them).
+
 `BlockPool`, `RadixTree` (over a pool of its own) and `DraftIndex` are the parts, for tests and for custom engines.
 """
 

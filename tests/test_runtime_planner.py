@@ -249,3 +249,34 @@ def test_bad_arguments_are_refused_by_name():
     with pytest.raises(TypeError, match="dtype float64"):
         runtime.submit(session, [1.5], 1)
     assert runtime.plan() is None
+
+
+def reused_share(policy, order, num_sessions, num_blocks):
+    """Share of prompt tokens found in the cache when sessions of one shared prompt take turns in this order."""
+    runtime, device = world(num_blocks=num_blocks, block_size=4, num_drafts=0, policy=policy)
+    sessions = [runtime.open() for _ in range(num_sessions)]
+    reused = prompts = 0
+    for session in order:
+        first = runtime.length(sessions[session]) == 0
+        delta = [i % 5 for i in range(20)] * first + [session % 7, session // 7, 3]
+        _, _, stats = device.generate(sessions[session], delta, 2)
+        reused, prompts = reused + stats["reused_tokens"], prompts + stats["prompt_tokens"]
+        runtime.check()
+    return reused / prompts
+
+
+def test_going_round_the_policy_turns_keeps_more_than_lru():
+    order = [session for _ in range(8) for session in range(12)]
+    lru, turns = (reused_share(policy, order, 12, 60) for policy in ("lru", "turns"))
+    assert turns > lru + 0.1
+    one_after_the_other = [session for session in range(12) for _ in range(8)]
+    assert reused_share("turns", one_after_the_other, 12, 60) == reused_share("lru", one_after_the_other, 12, 60) > 0.8
+
+
+def test_the_policy_turns_gives_up_closed_sessions_first():
+    runtime, device = world(num_blocks=12, block_size=4, num_drafts=0, policy="turns")
+    kept, closed = runtime.open(), runtime.open()
+    device.generate(kept, [1] * 8, 1)
+    device.generate(closed, [2] * 8, 1)
+    runtime.close(closed)
+    assert runtime.evict(2) == 2 and runtime.match("", [2] * 8) == 0 and runtime.resident(kept) == 8

@@ -29,6 +29,7 @@ class Machine(RuleBasedStateMachine):
         num_drafts=st.sampled_from([0, 1, 3, 8]),
         prefix_cache=st.sampled_from([True, True, True, False]),
         latest=st.booleans(),
+        policy=st.sampled_from(["lru", "turns"]),
     )
     def make(self, num_blocks, block_size, prefix_cache, **options):
         self.capacity = num_blocks * block_size

@@ -1,7 +1,11 @@
 // Eviction policies; contract in eviction_policy.h.
 #include "eviction_policy.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "radix_tree.h"
 
@@ -37,11 +41,90 @@ class LruPolicy final : public EvictionPolicy {
   Node* newest_ = nullptr;
 };
 
+// Queues of leaves only, ordered by when they were used or are expected again, in turns taken by anybody.
+class TurnsPolicy final : public EvictionPolicy {
+ public:
+  void on_insert(Node& node) override {
+    note_turn(node);
+    if (node.children.empty()) enqueue(node);
+  }
+  void on_remove(Node& node) override { dequeue(node); }
+  void on_leaf(Node& node) override { enqueue(node); }
+  void on_attached(Node& node) override {
+    if (node.queue == kNone) return;
+    dequeue(node);
+    enqueue(node);
+  }
+  // The upper part is no leaf, the lower one stays what it was.
+  void on_split(Node& upper, Node& lower) override {
+    upper.last_turn = lower.last_turn;
+    upper.period = lower.period;
+  }
+
+  Node* victim() override {
+    if (!abandoned_.empty()) return abandoned_.begin()->second;
+    if (expected_.empty()) return nullptr;
+    if (overdue_.begin()->first < now_) return overdue_.begin()->second;
+    return expected_.rbegin()->second;
+  }
+
+ private:
+  enum Queue { kNone, kAbandoned, kLive };
+  static constexpr int64_t kMissedTurns = 4;
+  using Order = std::set<std::pair<int64_t, Node*>>;
+
+  // The end of a turn moves the node's end; being locked and let go again without progress is none.
+  void note_turn(Node& node) {
+    if (node.end == node.last_end) return;
+    node.last_end = node.end;
+    ++now_;
+    if (node.last_turn >= 0) {
+      const int64_t interval = now_ - node.last_turn;
+      node.period = node.period > 0 ? (node.period + interval + 1) / 2 : interval;
+      usual_period_ += (interval - usual_period_) / 8;
+    }
+    node.last_turn = now_;
+  }
+
+  int64_t period_of(const Node& node) const {
+    return std::max<int64_t>(1, node.period ? node.period : usual_period_);
+  }
+
+  void enqueue(Node& node) {
+    if (!node.attached) {
+      node.queue = kAbandoned;
+      abandoned_.emplace(node.last_turn, &node);
+      return;
+    }
+    node.queue = kLive;
+    node.expected_turn = node.last_turn + period_of(node);
+    node.overdue_turn = node.last_turn + kMissedTurns * period_of(node);
+    expected_.emplace(node.expected_turn, &node);
+    overdue_.emplace(node.overdue_turn, &node);
+  }
+
+  void dequeue(Node& node) {
+    if (node.queue == kAbandoned) abandoned_.erase({node.last_turn, &node});
+    if (node.queue == kLive) {
+      expected_.erase({node.expected_turn, &node});
+      overdue_.erase({node.overdue_turn, &node});
+    }
+    node.queue = kNone;
+  }
+
+  int64_t now_ = 0;
+  int64_t usual_period_ = 1;
+  Order abandoned_;
+  Order expected_;  // the same leaves as overdue_
+  Order overdue_;
+};
+
 }  // namespace
 
 std::unique_ptr<EvictionPolicy> make_eviction_policy(const std::string& name) {
   if (name == "lru") return std::make_unique<LruPolicy>();
-  throw std::invalid_argument("eviction policy '" + name + "' is unknown, expected 'lru'");
+  if (name == "turns") return std::make_unique<TurnsPolicy>();
+  throw std::invalid_argument("eviction policy '" + name + "' is unknown, expected 'lru' or 'turns'");
 }
 
 }  // namespace skv

@@ -21,11 +21,18 @@ class EvictionPolicy {
   virtual void on_access(Node& /*node*/) {}
   // An evictable node was cut in two; upper is new and evictable too.
   virtual void on_split(Node& upper, Node& lower) = 0;
+  // An evictable node lost its last child.
+  virtual void on_leaf(Node& /*node*/) {}
+  // The first idle session came to rest on the node, or the last one left it.
+  virtual void on_attached(Node& /*node*/) {}
   // An evictable node without children, or nullptr when nothing is evictable.
   virtual Node* victim() = 0;
 };
 
 // "lru": the leaf whose last turn lies furthest back.
+// "turns": for agents that take turns. First leaves that no open session rests on, then sessions that have
+// missed several of their usual turns, then the one whose next turn is expected last: with agents going
+// round, least recently used is exactly the one needed next.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(const std::string& name);
 
 }  // namespace skv

@@ -281,13 +281,16 @@ void RadixTree::attach(Attachment* who, Node* node) {
   who->next = node->attached;
   if (who->next) who->next->prev = who;
   node->attached = who;
+  if (!who->next && node->num_locks == 0) policy_->on_attached(*node);
 }
 
 void RadixTree::detach(Attachment* who) {
+  Node* node = who->node;
   (who->prev ? who->prev->next : who->node->attached) = who->next;
   if (who->next) who->next->prev = who->prev;
   who->node = nullptr;
   who->next = who->prev = nullptr;
+  if (!node->attached && node->num_locks == 0) policy_->on_attached(*node);
 }
 
 // ---- eviction
@@ -345,9 +348,11 @@ void RadixTree::remove_leaf(Node* leaf) {
   parent->children.erase(leaf->first_token);
   --num_nodes_;
   delete leaf;
-  if (parent->is_root() && parent->children.empty()) {
-    Root* root = static_cast<Root*>(parent);
-    if (root->num_users == 0) erase_root(root);
+  if (!parent->children.empty()) return;
+  if (!parent->is_root()) {
+    if (parent->num_locks == 0) policy_->on_leaf(*parent);
+  } else if (static_cast<Root*>(parent)->num_users == 0) {
+    erase_root(static_cast<Root*>(parent));
   }
 }
 

@@ -73,8 +73,15 @@ struct Node {
   std::shared_ptr<NodeStorage> storage;
   ChildMap children;
   Attachment* attached = nullptr;
-  Node* older = nullptr;  // links of the eviction policy
+  // The eviction policy's own.
+  Node* older = nullptr;
   Node* newer = nullptr;
+  int64_t last_turn = -1;
+  int64_t last_end = -1;
+  int64_t period = 0;
+  int64_t expected_turn = 0;
+  int64_t overdue_turn = 0;
+  int queue = 0;
 
   bool is_root() const { return parent == nullptr; }
   int64_t size() const { return end - start; }

@@ -53,6 +53,7 @@ class Fuzz {
     options.num_drafts = static_cast<int>(pick(0, 6));
     options.latest = pick(0, 1);
     options.prefix_cache = pick(0, 3) > 0;
+    options.policy = pick(0, 1) ? "lru" : "turns";
     return options;
   }
 

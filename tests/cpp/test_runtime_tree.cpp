@@ -26,7 +26,7 @@ class Fuzz {
         block_size_(pick(1, 6)),
         vocab_(static_cast<int32_t>(pick(0, 3) ? 3 : 60)),
         pool_(static_cast<int32_t>(pick(10, 150))),
-        tree_(&pool_, block_size_, skv::make_eviction_policy("lru")),
+        tree_(&pool_, block_size_, skv::make_eviction_policy(pick(0, 1) ? "lru" : "turns")),
         content_(pool_.num_blocks() * block_size_) {}
 
   void run() {
