@@ -75,6 +75,18 @@ def test_rollback_and_append_is_a_fresh_session():
         world.rt.rollback(session, 99)
 
 
+def test_a_tail_block_that_a_shorter_fork_still_needs_is_copied():
+    world = World(block_size=8, num_drafts=0)
+    parent = world.rt.open()
+    world.turn(parent, [1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5], max_tokens=3)
+    fork = world.rt.fork(parent)
+    world.rt.rollback(fork, 11)  # cuts the parent's node inside its last block: both halves refer to it
+    world.turn(parent, [6])
+    assert world.device.copies == 1
+    world.turn(fork, [6])
+    assert world.device.copies == 2
+
+
 def test_an_empty_delta_feeds_the_last_token_without_writing():
     world = World(num_drafts=0)
     session = world.rt.open()
