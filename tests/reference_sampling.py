@@ -128,6 +128,8 @@ def verify_drafts(
             allowed = None
             if token_bitmask is not None:
                 allowed = unpack_bitmask(token_bitmask[first + row].numpy(), vocab)
+            if allowed is not None and not allowed.any():  # no token at all: the walk ends before it
+                break
             drawn = draw(logits[first + row], at(seeds, b, 0), at(positions, b, 0) + depth, allowed=allowed, **settings)
             walk.ambiguous |= drawn.ambiguous
             walk.tokens.append(drawn.token)
