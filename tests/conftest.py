@@ -1,8 +1,14 @@
 """Fixtures of the op tests: `backend` runs a test once on every backend present (see backends.py)."""
 
+import os
+import sysconfig
+
 import pytest
 import torch
 from backends import BACKENDS
+
+# Tools that the tests run (cmake, ninja, ruff, clang-format) are those of this environment, activated or not.
+os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
 
 
 def pytest_configure(config):
