@@ -168,7 +168,8 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tenso
     bias: [n] of x's dtype. out: [rows, n] of x's dtype or float32, any row stride, not overlapping the inputs;
     allocated when None. Sums are float32 and rounded once.
     Returns out. Neither the number of rows, their position, strides or alignment nor the number of threads changes a
-    row's bits, so a prompt computed at once, from a cache or in chunks gives equal logits (same machine and build).
+    row's bits, so a prompt computed at once, from a cache or in chunks gives equal logits (same processor and build).
+    A processor that multiplies bfloat16 natively takes subnormal bfloat16 values and sums as 0.
     Raises ValueError, TypeError, NotImplementedError for malformed arguments, before anything is written.
     Source: batch-invariant kernels ("Defeating Nondeterminism in LLM Inference", He et al., 2025).
     """
@@ -178,18 +179,19 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tenso
     return out
 
 
-def pack_linear_weight(weight: Tensor) -> Tensor:
+def pack_linear_weight(weight: Tensor, packed: Tensor | None = None) -> Tensor:
     """The weight of a linear, [n, k], in the order in which row_linear reads it on this device.
 
     weight: float32, float16 or bfloat16, last dimension contiguous.
-    Returns a new tensor [n, ceil(k / pair), pair] of the same dtype and device, pair being 2 for bfloat16 and else 1:
-    panels of 32 rows of the weight, each stored k first. It can be saved, loaded and moved; converting its dtype or
-    slicing it makes no sense. The weight itself is not needed any more.
+    packed: contiguous [n, ceil(k / pair), pair] of the same dtype and device, pair being 2 for bfloat16 and else 1;
+    allocated when None. It holds panels of 32 rows of the weight, each stored k first, in the memory of the weight.
+    Returns packed. It can be saved, loaded, copied and sent to another process, on any processor; a slice of it or
+    another dtype would be wrong (row_linear refuses what it can tell). The weight itself is not needed any more.
     Raises ValueError, TypeError, NotImplementedError for malformed arguments.
     """
     pair = 2 if weight.dtype == torch.bfloat16 else 1
-    shape = (*weight.shape[:1], -(-weight.shape[-1] // pair) if weight.dim() else 0, pair)
-    packed = weight.new_empty(shape)
+    if packed is None:
+        packed = weight.new_empty((*weight.shape[:1], -(-weight.shape[-1] // pair) if weight.dim() else 0, pair))
     _call(_op.pack_linear_weight.default, packed, weight)
     return packed
 

@@ -103,11 +103,22 @@ def propose_drafts():
     )  # fmt: skip
 
 
+def row_linear(dtype=torch.bfloat16):
+    return dict(
+        out=torch.zeros(5, 40, dtype=dtype), x=torch.randn(5, 24).to(dtype), weight=torch.randn(40, 24).to(dtype),
+        bias=torch.randn(40).to(dtype),
+    )  # fmt: skip
+
+
+def pack_linear_weight(dtype=torch.bfloat16):
+    return dict(packed=torch.zeros(40, 12, 2, dtype=dtype), weight=torch.randn(40, 24).to(dtype))
+
+
 CALLS = {
     f.__name__: f
     for f in (
         append_kv, rope_append_kv, delta_prefill, schedule_delta_prefill, merge_states, copy_blocks, compact_kv,
-        verify_drafts, propose_drafts,
+        verify_drafts, propose_drafts, row_linear, pack_linear_weight,
     )
 }  # fmt: skip
 OUTPUTS = {
@@ -120,6 +131,8 @@ OUTPUTS = {
     "compact_kv": ("k_caches", "v_caches"),
     "verify_drafts": ("tokens", "num_tokens", "rows", "logprobs"),
     "propose_drafts": ("drafts", "num_drafts"),
+    "row_linear": ("out",),
+    "pack_linear_weight": ("packed",),
 }
 
 

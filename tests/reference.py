@@ -182,3 +182,17 @@ def propose_drafts(history, max_ngram, max_drafts, min_ngram=1, latest=True):
             after = (starts[-1] if latest else starts[0]) + n
             return history[after : after + max_drafts]
     return []
+
+
+def row_linear(x, weight, bias=None, dtype=torch.float64):
+    y = x.to(dtype) @ weight.to(dtype).T
+    return y if bias is None else y + bias.to(dtype)
+
+
+def pack_linear_weight(weight, panel=32):
+    """Panels of 32 rows of the weight, each [pairs along k, rows, pair]; an odd k ends with a zero."""
+    n, k = weight.shape
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    padded = torch.nn.functional.pad(weight, (0, -k % pair))
+    parts = [p.reshape(p.size(0), -1, pair).transpose(0, 1).flatten() for p in padded.split(panel)]
+    return torch.cat([weight.new_empty(0), *parts]).view(n, -(-k // pair), pair)

@@ -128,6 +128,7 @@ FREE = {
     "copy_blocks": set(),
     "compact_kv": {("cu_moves", 0, 1), ("cu_moves", 0, -1)},
     "verify_drafts": {("logits", 1, -1)},
+    "pack_linear_weight": {("weight", 1, -1)},  # 23 elements are 12 pairs too
     "propose_drafts": {("drafts", 1, 1), ("drafts", 1, -1), ("history", 1, 1), ("history", 1, -1)},
 }
 

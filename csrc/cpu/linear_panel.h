@@ -15,8 +15,7 @@ constexpr int kPanel = 32;
 template <class W>
 struct Layout {
   static constexpr int kPair = 1;
-  static constexpr int kChunk =
-      sizeof(W) == 4 ? 256 : 512;  // elements of k whose sum is one chain: 32 KB of a panel
+  static constexpr int kChunk = sizeof(W) == 4 ? 128 : 512;  // elements of k whose sum is one chain
 };
 template <>
 struct Layout<BFloat16> {
