@@ -147,7 +147,8 @@ class Engine:
     num_blocks: cache blocks of block_size tokens; None = 90 % of the free memory of a GPU, or a quarter of the host's
     (at most 8 GiB) on the CPU. speculation: PromptLookup(...) or None. prefix_cache: whether sessions share prefixes
     through the radix tree (a session always keeps its own). max_batch_tokens: rows of one step; longer deltas are
-    ingested in chunks. max_seqs: requests that run at the same time.
+    ingested in chunks. max_seqs: requests that run at the same time. eviction: which idle prefix goes first when the
+    pool is full: "lru", or "turns" for agents that take turns, where the least recently used is the next one needed.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class Engine:
         prefix_cache: bool = True,
         max_batch_tokens: int = 2048,
         max_seqs: int = 64,
+        eviction: str = "lru",
     ):
         self.model, self.block_size = model, block_size
         self.max_length = model.config.max_position
@@ -178,6 +180,7 @@ class Engine:
             num_drafts=draft.num_drafts if speculation else 0,
             latest=draft.latest,
             prefix_cache=prefix_cache,
+            policy=eviction,
         )
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime)
         self._running: dict[int, _Running] = {}
@@ -228,15 +231,16 @@ class Engine:
     # ---- servers: requests join and leave between steps ----
 
     def submit(self, request: Request) -> int:
-        """Enqueues a turn; step() serves it. Returns its id."""
+        """Enqueues a turn; step() serves it. Returns its id. Raises ValueError for bad tokens, OutOfBlocks for a turn
+        that the whole pool could not hold."""
         running = self._submit(request)
         running.is_server_request = True
         return running.request_id
 
     def step(self) -> list[Event]:
         """One step of everything that runs; returns what happened to submitted requests since the last call. With
-        nothing to do it returns an empty list. Raises OutOfBlocks (request_id names whose) when one request alone
-        does not fit: abort it, the others go on."""
+        nothing to do it returns an empty list. Under memory pressure requests wait or are preempted and go on later;
+        one that could never fit was refused with OutOfBlocks by submit()."""
         if self._running:
             self._advance()
         events, self._events = self._events, []
