@@ -19,6 +19,35 @@ constexpr int kMicroRows = 3, kMicroVecs = 4;
 #endif
 constexpr int kMicroColumns = kMicroVecs * kLanes;
 
+// The keys and values needed next, fetched into the L2 cache a few at a time while others are computed: with
+// few query rows the memory must never wait for the arithmetic, and the rows of a head lie too far apart for
+// the processor to guess them.
+class TilePrefetch {
+ public:
+  TilePrefetch(const char* const* keys, int64_t k_offset, const char* const* values, int64_t v_offset,
+               int64_t count, int64_t row_bytes)
+      : keys_(keys),
+        values_(values),
+        k_offset_(k_offset),
+        v_offset_(v_offset),
+        count_(count),
+        row_bytes_(row_bytes) {}
+  void issue(int64_t rows) {
+    for (; rows > 0 && next_ < count_; --rows, ++next_) {
+      if (keys_[next_] == nullptr) continue;
+      for (int64_t b = 0; b < row_bytes_; b += 64) {
+        __builtin_prefetch(keys_[next_] + k_offset_ + b, 0, 2);
+        __builtin_prefetch(values_[next_] + v_offset_ + b, 0, 2);
+      }
+    }
+  }
+
+ private:
+  const char* const* keys_;
+  const char* const* values_;
+  int64_t k_offset_, v_offset_, count_, row_bytes_, next_ = 0;
+};
+
 struct FloatSteps {
   using Element = float;
   static constexpr int kPerStep = 1;
@@ -96,9 +125,11 @@ inline void micro_rows(int rows, const uint32_t* a, int64_t a_stride, const uint
 // scores[rows][keys] of the key panels [first_panel, panels): k is [panel][panel_steps][kMicroColumns].
 template <class Steps>
 void score_panels(int64_t rows, const uint32_t* q, int64_t q_stride, const uint32_t* k, int64_t panel_steps,
-                  int64_t steps, int64_t first_panel, int64_t panels, float* scores, int64_t score_stride) {
+                  int64_t steps, int64_t first_panel, int64_t panels, float* scores, int64_t score_stride,
+                  TilePrefetch& next) {
   const float ones[] = {1, 1, 1, 1, 1, 1};
   for (int64_t panel = first_panel; panel < panels; ++panel) {
+    next.issue(16);
     const uint32_t* b = k + panel * panel_steps * kMicroColumns;
     for (int64_t r = 0; r < rows; r += kMicroRows) {
       const int count = static_cast<int>(rows - r < kMicroRows ? rows - r : kMicroRows);
@@ -119,8 +150,10 @@ void score_panels(int64_t rows, const uint32_t* q, int64_t q_stride, const uint3
 // acc[rows][width] = acc * scale[row] + p v: v is [steps][width], width a multiple of kLanes.
 template <class Steps>
 void accumulate_values(int64_t rows, const uint32_t* p, int64_t p_stride, const uint32_t* v, int64_t width,
-                       int64_t steps, float* acc, int64_t acc_stride, const float* scale) {
+                       int64_t steps, float* acc, int64_t acc_stride, const float* scale,
+                       TilePrefetch& next) {
   for (int64_t j = 0; j < width; j += kMicroColumns) {
+    next.issue(16);
     const int64_t vecs = (width - j < kMicroColumns ? width - j : kMicroColumns) / kLanes;
     for (int64_t r = 0; r < rows; r += kMicroRows) {
       const int count = static_cast<int>(rows - r < kMicroRows ? rows - r : kMicroRows);

@@ -98,20 +98,28 @@ struct PackShape {
   int row_elements() const { return static_cast<int>(row_steps) * Steps::kPerStep; }
 };
 
-// keys[0, count) -> panels [count / kMicroColumns, rounded up][row_steps][kMicroColumns]. A null key is a row
-// of zeros. staging: kPackKeys rows.
+// The rows of one KV head: rows[i] + offset bytes, a null row is zeros.
+struct TileRows {
+  const char* const* rows;
+  int64_t offset;
+  const char* at(int64_t i) const { return rows[i] == nullptr ? nullptr : rows[i] + offset; }
+};
+
+// keys[0, count) -> panels [count / kMicroColumns, rounded up][row_steps][kMicroColumns]. staging:
+// kPackKeys rows.
 template <class Steps>
-void pack_keys(const PackShape<Steps>& shape, const void* const* keys, DType dtype, int64_t count,
-               uint32_t* dst, uint32_t* staging) {
+void pack_keys(const PackShape<Steps>& shape, TileRows keys, DType dtype, int64_t count, uint32_t* dst,
+               uint32_t* staging, TilePrefetch& next) {
   using E = typename Steps::Element;
   const bool direct = element_size(dtype) == sizeof(E) && shape.row_elements() == shape.head_dim;
   const int64_t padded = (count + kMicroColumns - 1) / kMicroColumns * kMicroColumns;
   for (int64_t first = 0; first < padded; first += kPackKeys) {
+    next.issue(kPackKeys / 4);
     const uint32_t* rows[kPackKeys];
     for (int i = 0; i < kPackKeys; ++i) {
-      const void* key = first + i < count ? keys[first + i] : nullptr;
+      const char* key = first + i < count ? keys.at(first + i) : nullptr;
       uint32_t* staged = staging + i * shape.row_steps;
-      rows[i] = direct && key != nullptr ? static_cast<const uint32_t*>(key) : staged;
+      rows[i] = direct && key != nullptr ? reinterpret_cast<const uint32_t*>(key) : staged;
       if (rows[i] == staged)
         stage_row(reinterpret_cast<E*>(staged), key, dtype, shape.head_dim, shape.row_elements());
     }
@@ -123,28 +131,30 @@ void pack_keys(const PackShape<Steps>& shape, const void* const* keys, DType dty
 }
 
 // values[0, count) -> [steps][width] of FloatSteps: a row per step.
-inline void pack_values(const PackShape<FloatSteps>& shape, const void* const* values, DType dtype,
-                        int64_t count, uint32_t* dst, uint32_t*) {
+inline void pack_values(const PackShape<FloatSteps>& shape, TileRows values, DType dtype, int64_t count,
+                        uint32_t* dst, uint32_t*, TilePrefetch& next) {
   for (int64_t i = 0; i < count; ++i) {
-    stage_row(reinterpret_cast<float*>(dst + i * shape.width), values[i], dtype, shape.head_dim,
+    if (i % 16 == 0) next.issue(4);
+    stage_row(reinterpret_cast<float*>(dst + i * shape.width), values.at(i), dtype, shape.head_dim,
               static_cast<int>(shape.width));
   }
 }
 
 #if defined(__AVX512BF16__)
 // A step is two rows, interleaved; an odd last row is paired with zeros. staging: two rows.
-inline void pack_values(const PackShape<BFloat16Steps>& shape, const void* const* values, DType dtype,
-                        int64_t count, uint32_t* dst, uint32_t* staging) {
+inline void pack_values(const PackShape<BFloat16Steps>& shape, TileRows values, DType dtype, int64_t count,
+                        uint32_t* dst, uint32_t* staging, TilePrefetch& next) {
   const bool direct = dtype == DType::kBFloat16 && shape.row_elements() == shape.head_dim;
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
                                        38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (int64_t i = 0; i < count; i += 2) {
+    if (i % 16 == 0) next.issue(4);
     const uint32_t* rows[2];
     for (int r = 0; r < 2; ++r) {
-      const void* value = i + r < count ? values[i + r] : nullptr;
+      const char* value = i + r < count ? values.at(i + r) : nullptr;
       uint32_t* staged = staging + r * shape.row_steps;
-      rows[r] = direct && value != nullptr ? static_cast<const uint32_t*>(value) : staged;
+      rows[r] = direct && value != nullptr ? reinterpret_cast<const uint32_t*>(value) : staged;
       if (rows[r] == staged) {
         stage_row(reinterpret_cast<BFloat16*>(staged), value, dtype, shape.head_dim, shape.row_elements());
       }

@@ -1,8 +1,10 @@
-// One work item of delta_prefill: a range of rows over a range of KV tiles, into the output or a partial
-// state.
+// One work item of delta_prefill: a range of rows of some KV heads over a range of KV tiles, into the output
+// or into partial states.
 //
-// A tile of keys and values is packed once and used by all rows of the item, kBlockRows at a time: scores,
-// softmax, weighted values. Every row's arithmetic is the same however many rows there are.
+//
+// A tile of keys and values is packed once and used by all of its rows, kBlockRows at a time: scores,
+// softmax, weighted values. Heads take turns within a tile, so that memory is read as it lies in the usual
+// pools. Every row's arithmetic is the same however many rows there are.
 #pragma once
 #include "attention_pack.h"
 #include "attention_softmax.h"
@@ -19,31 +21,32 @@ struct ItemMemory {
   float *acc, *folded, *scores, *shrink;
   uint32_t* weights;
   RowState *state, *folded_state;
-  int32_t *begin, *end;  // visible keys of every row
-  const void **keys, **values;
+  int32_t *begin, *end;         // visible keys of every row, the same for all heads
+  const char **keys, **values;  // of this tile and the next: kTileKeys of each
 };
 
 template <class Steps>
 class Carver {
  public:
   // With base == nullptr it only counts.
-  static int64_t carve(char* base, int64_t rows, const PackShape<Steps>& shape, ItemMemory& memory) {
+  static int64_t carve(char* base, int64_t rows, int64_t heads, bool folds, const PackShape<Steps>& shape,
+                       ItemMemory& memory) {
     Carver c{base, 0};
-    c.take(memory.q, rows * shape.row_steps);
+    c.take(memory.q, heads * rows * shape.row_steps);
     c.take(memory.k, kTileKeys * shape.row_steps);
     c.take(memory.v, kTileKeys / Steps::kPerStep * shape.width);
     c.take(memory.staging, kPackKeys * shape.row_steps);
-    c.take(memory.acc, rows * shape.width);
-    c.take(memory.folded, rows * shape.width);
+    c.take(memory.acc, heads * rows * shape.width);
+    c.take(memory.folded, folds ? heads * rows * shape.width : 0);
     c.take(memory.scores, kBlockRows * kTileKeys);
     c.take(memory.weights, kBlockRows * kTileKeys / Steps::kPerStep);
     c.take(memory.shrink, kBlockRows);
-    c.take(memory.state, rows);
-    c.take(memory.folded_state, rows);
+    c.take(memory.state, heads * rows);
+    c.take(memory.folded_state, folds ? heads * rows : 0);
     c.take(memory.begin, rows);
     c.take(memory.end, rows);
-    c.take(memory.keys, kTileKeys);
-    c.take(memory.values, kTileKeys);
+    c.take(memory.keys, 2 * kTileKeys);
+    c.take(memory.values, 2 * kTileKeys);
     return c.used_;
   }
 
@@ -70,32 +73,39 @@ class ItemRunner {
     num_tokens = p.cu_seqlens_q[item.sequence + 1] - first_token;
     length = p.seqused_k[item.sequence];
     rows = item.row_end - item.row_begin;
-    score_scale = {p.softmax_scale * scale_at(p.k_scale), p.softcap};
-    const int64_t bytes = Carver<Steps>::carve(nullptr, rows, shape, m);
-    Carver<Steps>::carve(static_cast<char*>(thread_scratch(kItemScratch, bytes)), rows, shape, m);
+    heads = item.head_end - item.head_begin;
+    const bool folds = item.fold_tiles > 0;
+    const int64_t bytes = Carver<Steps>::carve(nullptr, rows, heads, folds, shape, m);
+    Carver<Steps>::carve(static_cast<char*>(thread_scratch(kItemScratch, bytes)), rows, heads, folds, shape,
+                         m);
   }
 
   void run() {
-    load_rows();
+    find_ranges();
+    for (int64_t h = 0; h < heads; ++h) load_query(h);
     clear_state(m.acc, m.state);
-    const bool fold = item.fold_tiles > 0;
-    if (fold) clear_state(m.folded, m.folded_state);
+    const bool folds = item.fold_tiles > 0;
+    if (folds) clear_state(m.folded, m.folded_state);
+    Tile next = item.tiles.begin < item.tiles.end ? locate(item.tiles.begin) : Tile{};
     for (int64_t tile = item.tiles.begin; tile < item.tiles.end; ++tile) {
-      if (fold && tile != item.tiles.begin && tile % item.fold_tiles == 0) {
+      if (folds && tile != item.tiles.begin && tile % item.fold_tiles == 0) {
         fold_state();
         clear_state(m.acc, m.state);
       }
-      run_tile(tile * kTileKeys);
+      const Tile now = next;
+      next = tile + 1 < item.tiles.end ? locate(tile + 1) : Tile{};
+      for (int64_t h = 0; h < heads; ++h)
+        run_head(now, h, h + 1 < heads ? now : next, h + 1 < heads ? h + 1 : 0);
     }
-    if (fold) fold_state();
-    store_rows(fold ? m.folded : m.acc, fold ? m.folded_state : m.state);
+    if (folds) fold_state();
+    store_rows(folds ? m.folded : m.acc, folds ? m.folded_state : m.state);
   }
 
   // Merges the parts of split items (rows of this item) in key order and writes the output.
   void merge(const AttentionItem* splits, int64_t num_splits) {
     clear_state(m.acc, m.state);
     for (int64_t s = 0; s < num_splits; ++s) {
-      for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t r = 0; r < heads * rows; ++r) {
         const float* part = part_row(splits[s].part + r);
         merge_row(m.acc + r * shape.width, m.state[r], part, {part[shape.width], part[shape.width + 1]},
                   shape.width);
@@ -107,14 +117,24 @@ class ItemRunner {
   static int64_t part_stride(int head_dim) { return PackShape<Steps>(head_dim).width + kLanes; }
 
  private:
-  float scale_at(const ScaleView& s) const {
-    return s.data ? s.data[item.sequence * s.batch_stride + item.kv_head * s.head_stride] : 1.0f;
+  // Keys [first, first + count) of a tile: where they and their values lie for KV head 0, null where no row
+  // looks or where the block id is negative (a hole).
+  struct Tile {
+    int64_t first, count;
+    const char **keys, **values;
+    bool has_holes;
+  };
+
+  float scale_at(const ScaleView& s, int64_t h) const {
+    return s.data ? s.data[item.sequence * s.batch_stride + (item.head_begin + h) * s.head_stride] : 1.0f;
   }
   float* part_row(int64_t row) const { return parts + row * part_stride(shape.head_dim); }
   int64_t token_of(int64_t r) const { return (item.row_begin + r) / group; }
-  int64_t head_of(int64_t r) const { return item.kv_head * group + (item.row_begin + r) % group; }
+  int64_t head_of(int64_t h, int64_t r) const {
+    return (item.head_begin + h) * group + (item.row_begin + r) % group;
+  }
 
-  void load_rows() {
+  void find_ranges() {
     all = {INT64_MAX, 0};
     KeyRange keys{0, 0};
     int64_t seen_token = -1;
@@ -124,65 +144,76 @@ class ItemRunner {
       seen_token = token;
       m.begin[r] = static_cast<int32_t>(keys.begin);
       m.end[r] = static_cast<int32_t>(keys.end);
-      if (keys.begin < keys.end) {
-        all.begin = keys.begin < all.begin ? keys.begin : all.begin;
-        all.end = keys.end > all.end ? keys.end : all.end;
-      }
-      const char* row = static_cast<const char*>(p.query.data) +
-                        ((first_token + token) * p.query.token_stride + head_of(r) * p.query.head_stride) *
-                            element_size(p.dtype);
-      stage_row(reinterpret_cast<E*>(m.q + r * shape.row_steps), row, p.dtype, shape.head_dim,
-                shape.row_elements());
+      if (keys.begin >= keys.end) continue;
+      all.begin = keys.begin < all.begin ? keys.begin : all.begin;
+      all.end = keys.end > all.end ? keys.end : all.end;
+    }
+  }
+
+  void load_query(int64_t h) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t offset =
+          (first_token + token_of(r)) * p.query.token_stride + head_of(h, r) * p.query.head_stride;
+      stage_row(reinterpret_cast<E*>(m.q + (h * rows + r) * shape.row_steps),
+                static_cast<const char*>(p.query.data) + offset * element_size(p.dtype), p.dtype,
+                shape.head_dim, shape.row_elements());
     }
   }
 
   void clear_state(float* acc, RowState* state) {
-    std::memset(acc, 0, sizeof(float) * static_cast<size_t>(rows * shape.width));
-    for (int64_t r = 0; r < rows; ++r) state[r] = {minus_infinity(), 0.0f};
+    std::memset(acc, 0, sizeof(float) * static_cast<size_t>(heads * rows * shape.width));
+    for (int64_t r = 0; r < heads * rows; ++r) state[r] = {minus_infinity(), 0.0f};
   }
 
   void fold_state() {
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < heads * rows; ++r) {
       merge_row(m.folded + r * shape.width, m.folded_state[r], m.acc + r * shape.width, m.state[r],
                 shape.width);
     }
   }
 
-  // Where keys [first, first + kTileKeys) and their values lie; null where no row looks or the block id is
-  // negative. Returns how many to pack.
-  int64_t locate(int64_t first) {
+  Tile locate(int64_t tile) {
     const int64_t size = p.cache.block_size, bytes = element_size(p.cache.dtype);
     const int32_t* blocks = p.block_table + item.sequence * p.block_table_stride;
+    const int64_t first = tile * kTileKeys, set = tile % 2 * kTileKeys;
     const int64_t begin = all.begin > first ? all.begin : first;
     const int64_t end = all.end < first + kTileKeys ? all.end : first + kTileKeys;
-    has_holes = false;
-    for (int64_t key = first; key < begin; ++key) m.keys[key - first] = m.values[key - first] = nullptr;
+    Tile t{first, end - first, m.keys + set, m.values + set, false};
+    for (int64_t key = first; key < begin; ++key) t.keys[key - first] = t.values[key - first] = nullptr;
     for (int64_t key = begin; key < end;) {
-      const int64_t block = blocks[key / size];
-      const int64_t stop = (key / size + 1) * size < end ? (key / size + 1) * size : end;
+      const int64_t block = blocks[key / size], offset = key % size;
+      const int64_t stop = key - offset + size < end ? key - offset + size : end;
       const char* k = static_cast<const char*>(p.k_cache.data) +
-                      (block * p.k_cache.block_stride + item.kv_head * p.k_cache.head_stride) * bytes;
+                      (block * p.k_cache.block_stride + offset * p.k_cache.token_stride) * bytes;
       const char* v = static_cast<const char*>(p.v_cache.data) +
-                      (block * p.v_cache.block_stride + item.kv_head * p.v_cache.head_stride) * bytes;
-      has_holes |= block < 0;
-      for (; key < stop; ++key) {
-        m.keys[key - first] = block < 0 ? nullptr : k + key % size * p.k_cache.token_stride * bytes;
-        m.values[key - first] = block < 0 ? nullptr : v + key % size * p.v_cache.token_stride * bytes;
+                      (block * p.v_cache.block_stride + offset * p.v_cache.token_stride) * bytes;
+      t.has_holes |= block < 0;
+      for (; key < stop; ++key, k += p.k_cache.token_stride * bytes, v += p.v_cache.token_stride * bytes) {
+        t.keys[key - first] = block < 0 ? nullptr : k;
+        t.values[key - first] = block < 0 ? nullptr : v;
       }
     }
-    return end - first;
+    return t;
   }
 
-  void run_tile(int64_t first) {
-    const int64_t count = locate(first);
-    pack_keys(shape, m.keys, p.cache.dtype, count, m.k, m.staging);
-    pack_values(shape, m.values, p.cache.dtype, count, m.v, m.staging);
+  // All rows of head h over one tile, while the rows of next_h in `next` are fetched.
+  void run_head(const Tile& t, int64_t h, const Tile& next, int64_t next_h) {
+    const int64_t bytes = element_size(p.cache.dtype);
+    const int64_t k_head = p.k_cache.head_stride * bytes, v_head = p.v_cache.head_stride * bytes;
+    const int64_t kv_head = item.head_begin + h, next_kv_head = item.head_begin + next_h;
+    TilePrefetch prefetch(next.keys, next_kv_head * k_head, next.values, next_kv_head * v_head, next.count,
+                          shape.head_dim * bytes);
+    pack_keys(shape, {t.keys, kv_head * k_head}, p.cache.dtype, t.count, m.k, m.staging, prefetch);
+    pack_values(shape, {t.values, kv_head * v_head}, p.cache.dtype, t.count, m.v, m.staging, prefetch);
+    const ScoreScale score_scale{p.softmax_scale * scale_at(p.k_scale, h), p.softcap};
     for (int64_t r = 0; r < rows; r += kBlockRows) {
-      run_block(first, count, r, rows - r < kBlockRows ? rows - r : kBlockRows);
+      run_block(t, h, r, rows - r < kBlockRows ? rows - r : kBlockRows, score_scale, prefetch);
     }
   }
 
-  void run_block(int64_t first, int64_t count, int64_t row, int64_t block_rows) {
+  void run_block(const Tile& t, int64_t h, int64_t row, int64_t block_rows, const ScoreScale& score_scale,
+                 TilePrefetch& prefetch) {
+    const int64_t first = t.first, count = t.count, state_row = h * rows + row;
     int64_t low = kTileKeys, high = 0;  // keys of the tile that some row of the block sees
     for (int64_t r = row; r < row + block_rows; ++r) {
       const int64_t begin = m.begin[r] - first, end = m.end[r] - first;
@@ -195,23 +226,23 @@ class ItemRunner {
     if (low >= high) return;
     const int64_t first_panel = low / kMicroColumns, panels = (high + kMicroColumns - 1) / kMicroColumns;
     const auto column = static_cast<int>(first_panel * kMicroColumns);
-    score_panels<Steps>(block_rows, m.q + row * shape.row_steps, shape.row_steps, m.k, shape.row_steps,
-                        shape.steps, first_panel, panels, m.scores, kTileKeys);
+    score_panels<Steps>(block_rows, m.q + state_row * shape.row_steps, shape.row_steps, m.k, shape.row_steps,
+                        shape.steps, first_panel, panels, m.scores, kTileKeys, prefetch);
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
     for (int64_t r = 0; r < block_rows; ++r) {
       float* s = m.scores + r * kTileKeys;
       const auto last = static_cast<int>(panels * kMicroColumns);
       float maximum = mask_scores(s, column, last, static_cast<int>(clamp(m.begin[row + r] - first)),
                                   static_cast<int>(clamp(m.end[row + r] - first)), score_scale);
-      if (hide_keys(s, row + r, first, high)) maximum = maximum_of(s, column, last);
+      if (hide_keys(s, row + r, t, high)) maximum = maximum_of(s, column, last);
       m.shrink[r] = softmax_row(s, reinterpret_cast<E*>(m.weights + r * kWeightSteps), column, last, maximum,
-                                m.state[row + r]);
+                                m.state[state_row + r]);
     }
     const int64_t first_step = column / Steps::kPerStep;
     const int64_t last_step = (high + Steps::kPerStep - 1) / Steps::kPerStep;
     accumulate_values<Steps>(block_rows, m.weights + first_step, kWeightSteps, m.v + first_step * shape.width,
-                             shape.width, last_step - first_step, m.acc + row * shape.width, shape.width,
-                             m.shrink);
+                             shape.width, last_step - first_step, m.acc + state_row * shape.width,
+                             shape.width, m.shrink, prefetch);
   }
 
   static int64_t clamp(int64_t key) { return key < 0 ? 0 : key > kTileKeys ? kTileKeys : key; }
@@ -223,12 +254,12 @@ class ItemRunner {
   }
 
   // What a range cannot say: skipped blocks and the tree's bits. Returns whether anything may have changed.
-  bool hide_keys(float* s, int64_t r, int64_t first, int64_t high) {
-    const int64_t prefix = length - num_tokens;
+  bool hide_keys(float* s, int64_t r, const Tile& t, int64_t high) {
+    const int64_t prefix = length - num_tokens, first = t.first;
     const bool in_tree = p.tree_mask != nullptr && first + high > prefix;
-    if (has_holes) {
+    if (t.has_holes) {
       for (int64_t j = 0; j < high; ++j) {
-        if (m.keys[j] == nullptr) s[j] = minus_infinity();
+        if (t.keys[j] == nullptr) s[j] = minus_infinity();
       }
     }
     if (in_tree) {
@@ -238,12 +269,12 @@ class ItemRunner {
         if (!((mask[token / 32] >> (token % 32)) & 1)) s[j] = minus_infinity();
       }
     }
-    return has_holes || in_tree;
+    return t.has_holes || in_tree;
   }
 
   void store_rows(float* acc, RowState* state) {
     if (item.part < 0) return write_output(acc, state);
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < heads * rows; ++r) {
       float* part = part_row(item.part + r);
       std::memcpy(part, acc + r * shape.width, sizeof(float) * static_cast<size_t>(shape.width));
       part[shape.width] = state[r].maximum;
@@ -252,9 +283,8 @@ class ItemRunner {
   }
 
   void write_output(float* acc, const RowState* state) {
-    const float v_scale = scale_at(p.v_scale);
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t token = first_token + token_of(r), head = head_of(r);
+    for (int64_t r = 0; r < heads * rows; ++r) {
+      const int64_t h = r / rows, token = first_token + token_of(r % rows), head = head_of(h, r % rows);
       RowState s = state[r];
       float shrink = 1.0f;
       if (p.sinks != nullptr) {
@@ -264,7 +294,7 @@ class ItemRunner {
         s = {now, __builtin_fmaf(s.sum, shrink, exp_of(sink - finite_maximum(now)))};
       }
       const bool nothing = s.maximum == minus_infinity();
-      const Vec factor = splat(nothing ? 0.0f : shrink / s.sum * v_scale);
+      const Vec factor = splat(nothing ? 0.0f : shrink / s.sum * scale_at(p.v_scale, h));
       float* row = acc + r * shape.width;
       for (int64_t j = 0; j < shape.width; j += kLanes) store(row + j, mul(load(row + j), factor));
       store_head(row, token, head);
@@ -291,10 +321,8 @@ class ItemRunner {
   float* parts;
   PackShape<Steps> shape;
   ItemMemory m{};
-  int64_t group, first_token, num_tokens, length, rows;
-  ScoreScale score_scale;
+  int64_t group, first_token, num_tokens, length, rows, heads;
   KeyRange all;  // keys that some row of the item sees
-  bool has_holes;
 };
 
 }  // namespace skv::cpu::SKV_ISA

@@ -24,7 +24,8 @@ constexpr int64_t kHeaderSize = kScheduleHeader;
 static_assert(kScheduleEntry == 2);
 constexpr int32_t kKind = 1;
 
-constexpr int64_t kMinSplitTiles = 4;
+constexpr int64_t kFewRows = 32;      // up to here one item takes several KV heads: memory is read as it lies
+constexpr int64_t kMinItemTiles = 8;  // of one KV head: less is not worth an item
 constexpr int64_t kMaxChunkRows = 384;   // the accumulators of an item stay in the L2 cache
 constexpr int64_t kMinChunkRows = 96;    // fewer rows do not pay for packing the KV once more
 constexpr int64_t kSmallWork = 1 << 18;  // multiply-adds below which one thread is faster
@@ -51,32 +52,37 @@ Lengths lengths_of(const Params& p, int64_t num_kv_heads) {
   return {p.cu_seqlens_q, p.seqused_k, p.batch, p.num_heads, num_kv_heads, p.num_splits, p.window_left};
 }
 
-// Per sequence {row chunks, tiles per split}: every thread gets at least two items where the work allows it,
-// first by cutting rows (which reads KV more than once, but out of a cache), then by splitting along KV.
+bool few_rows(int64_t rows) { return rows <= kFewRows; }
+
+// Per sequence {row chunks, tiles per split}: every thread gets at least two items where the work allows it.
+// Many rows are cut by KV head, then by rows (which reads KV more than once, but out of a cache); few rows,
+// whose cost is reading KV, and what is still too large, are split along KV.
 void make_schedule(const Lengths& s, int64_t num_threads, int32_t* entries) {
+  const int64_t wanted_items = num_threads == 1 ? 1 : 2 * num_threads;
   double work = 0;
-  for (int64_t b = 0; b < s.batch; ++b) work += static_cast<double>(s.rows(b)) * s.seen_tiles(b);
-  const double share = num_threads == 1 ? work : work / static_cast<double>(2 * num_threads);  // per KV head
-  int64_t item_tiles = 0;
+  for (int64_t b = 0; b < s.batch; ++b)
+    work += static_cast<double>(s.rows(b)) * s.seen_tiles(b) * s.num_kv_heads;
+  int64_t tiles = 0;  // read by all items together, a tile of one KV head each
   for (int64_t b = 0; b < s.batch; ++b) {
     const int64_t rows = s.rows(b);
     int64_t chunks = div_up(rows, kMaxChunkRows);
-    if (share > 0 && num_threads > 1) {
-      const double wanted = static_cast<double>(rows) * s.seen_tiles(b) / (share * s.num_kv_heads);
+    if (work > 0 && num_threads > 1) {
+      const double wanted = static_cast<double>(rows) * s.seen_tiles(b) * wanted_items / work;
       chunks = std::max(chunks, std::min<int64_t>(static_cast<int64_t>(wanted), rows / kMinChunkRows));
     }
     entries[2 * b] = static_cast<int32_t>(std::max<int64_t>(1, chunks));
-    if (rows > 0) item_tiles += entries[2 * b] * s.num_kv_heads * s.seen_tiles(b);
+    if (rows > 0) tiles += entries[2 * b] * s.num_kv_heads * s.seen_tiles(b);
   }
-  const int64_t tiles_share = std::max(kMinSplitTiles, item_tiles / (2 * num_threads));
+  const int64_t share = std::max(kMinItemTiles, tiles / wanted_items);
   for (int64_t b = 0; b < s.batch; ++b) {
+    const int64_t seen = s.seen_tiles(b), heads = few_rows(s.rows(b)) ? s.num_kv_heads : 1;
     int64_t split = std::max<int64_t>(1, s.tiles(b));
     if (s.num_splits < 0) {
       split = kInvariantSplitTiles;
     } else if (s.num_splits > 0) {
       split = std::max<int64_t>(1, div_up(s.tiles(b), s.num_splits));
-    } else if (num_threads > 1 && tiles_share < s.seen_tiles(b)) {
-      split = div_up(s.seen_tiles(b), div_up(s.seen_tiles(b), tiles_share));
+    } else if (num_threads > 1 && share < seen * heads) {
+      split = div_up(seen, std::min(seen, div_up(seen * heads, share)));
     }
     entries[2 * b + 1] = static_cast<int32_t>(split);
   }
@@ -147,7 +153,7 @@ void add_splits(AttentionItem item, int64_t split_tiles, std::vector<AttentionIt
     const int64_t end = std::min(all.end, (tile / split_tiles + 1) * split_tiles);
     item.tiles = {tile, end};
     item.part = num_parts;
-    num_parts += item.row_end - item.row_begin;
+    num_parts += (item.head_end - item.head_begin) * (item.row_end - item.row_begin);
     items.push_back(item);
     tile = end;
   }
@@ -206,22 +212,39 @@ AttentionPlan::AttentionPlan(const DeltaPrefillParams& p, int num_threads) : num
       KeyRange tiles{keys.begin / kTileKeys, div_up(keys.end, kTileKeys)};
       if (keys.begin >= keys.end) tiles = {0, 0};
       work += static_cast<double>(end - begin) * static_cast<double>(tiles.end - tiles.begin);
-      for (int64_t h = 0; h < p.cache.num_kv_heads; ++h) uncut.push_back({b, h, begin, end, tiles, 0, -1});
+      uncut.push_back({b, 0, p.cache.num_kv_heads, begin, end, tiles, 0, -1});
     }
   }
   small = work * p.cache.num_kv_heads * kTileKeys * p.cache.head_dim < kSmallWork;
 
   storage_ = new Storage;
   const bool invariant = p.num_splits < 0;
+  const int64_t wanted_items = num_threads == 1 ? 1 : 2 * num_threads;
+  const auto split_of = [&](const AttentionItem& item) {
+    return invariant ? kInvariantSplitTiles : entries[2 * item.sequence + 1];
+  };
+  int64_t whole_items = 0, split_items = 0;  // with all heads of few rows in one item
+  for (const AttentionItem& item : uncut) {
+    const int64_t heads = few_rows(item.row_end - item.row_begin) ? 1 : p.cache.num_kv_heads;
+    whole_items += heads;
+    split_items += heads * std::max<int64_t>(1, div_up(item.tiles.end - item.tiles.begin, split_of(item)));
+  }
   // Folding inside an item gives the same bits as merging split items and needs no scratch.
-  const bool fold = invariant && (num_threads == 1 || static_cast<int64_t>(uncut.size()) >= 2 * num_threads);
-  for (AttentionItem& item : uncut) {
-    const int64_t split = invariant ? kInvariantSplitTiles : entries[2 * item.sequence + 1];
-    if (fold) {
-      item.fold_tiles = split;
-      storage_->items.push_back(item);
-    } else {
-      add_splits(item, split, storage_->items, storage_->merges, num_parts);
+  const bool fold = invariant && whole_items >= wanted_items;
+  const int64_t head_groups =
+      std::min<int64_t>(p.cache.num_kv_heads, div_up(wanted_items, std::max<int64_t>(1, split_items)));
+  for (AttentionItem item : uncut) {
+    const int64_t groups = few_rows(item.row_end - item.row_begin) ? head_groups : p.cache.num_kv_heads;
+    const int64_t heads = div_up(p.cache.num_kv_heads, groups);
+    if (fold) item.fold_tiles = kInvariantSplitTiles;
+    for (int64_t h = 0; h < p.cache.num_kv_heads; h += heads) {
+      item.head_begin = h;
+      item.head_end = std::min<int64_t>(h + heads, p.cache.num_kv_heads);
+      if (fold) {
+        storage_->items.push_back(item);
+      } else {
+        add_splits(item, split_of(item), storage_->items, storage_->merges, num_parts);
+      }
     }
   }
   items = storage_->items.data();

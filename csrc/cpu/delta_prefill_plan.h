@@ -2,8 +2,9 @@
 // instruction sets.
 //
 // The rows of a sequence and KV head are its tokens times the query heads of that KV head, tokens outermost:
-// row = token * group + head. An item is a range of rows of one sequence and KV head over all of the KV they
-// may see, or over one split of it; the parts of split rows are merged afterwards, in key order.
+// row = token * group + head. An item is a range of rows, of one KV head or (few rows) of several, over all
+// of the KV they may see or over one split of it; the parts of split rows are merged afterwards, in key
+// order.
 #pragma once
 #include "../core/backend.h"
 
@@ -19,10 +20,10 @@ struct KeyRange {
 };
 
 struct AttentionItem {
-  int64_t sequence, kv_head, row_begin, row_end;
-  KeyRange tiles;      // in units of kTileKeys
+  int64_t sequence, head_begin, head_end, row_begin, row_end;  // KV heads
+  KeyRange tiles;                                              // in units of kTileKeys
   int64_t fold_tiles;  // fold the running state at multiples of this many tiles (batch-invariant); 0 = never
-  int64_t part;        // index of its first row's partial state in the scratch; -1 = it writes the output
+  int64_t part;  // index of its first partial state (head by head, row by row); -1 = it writes the output
 };
 
 // The split items of the same rows, in key order: items[first_item], ...

@@ -1,0 +1,115 @@
+"""delta_prefill: memory bandwidth of one-token decode, and deltas against torch SDPA on contiguous KV.
+
+Decode: GB/s of KV read, as a share of what the machine reads in the same run. Deltas: medians of interleaved calls;
+torch gets contiguous KV and its faster form (enable_gqa or KV heads expanded beforehand) without any mask, which is
+less work than the causal answer asks for, and once more with the mask that makes its answer right. A ratio above 1
+means delta_prefill is faster.
+
+    python benchmarks/bench_delta_prefill.py [--quick] [--json FILE] [--only decode|deltas]
+"""
+
+import argparse
+import math
+
+import torch
+from common import interleaved, print_table, read_bandwidth, write_json
+
+from stateful_kv import ops
+
+CONTEXTS = (1024, 4096, 16384)
+DELTAS = (1, 8, 16, 64, 128, 512, 2048)
+
+
+def make_call(new: int, length: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, block_size: int):
+    """One sequence on permuted blocks: (the call, query, contiguous keys and values [1, kv_heads, length, dim])."""
+    num_blocks = math.ceil(length / block_size)
+    table = torch.randperm(num_blocks, dtype=torch.int32)
+    k_cache, v_cache = (torch.randn(num_blocks, block_size, kv_heads, dim).to(dtype) for _ in range(2))
+    query = torch.randn(new, heads, dim).to(dtype)
+    out = torch.empty_like(query)
+    cu_seqlens_q = torch.tensor([0, new], dtype=torch.int32)
+    seqused_k = torch.tensor([length], dtype=torch.int32)
+
+    def run():
+        return ops.delta_prefill(query, k_cache, v_cache, cu_seqlens_q, seqused_k, table[None], new, out=out)
+
+    keys, values = (
+        c[table.long()].flatten(0, 1)[:length].transpose(0, 1)[None].contiguous() for c in (k_cache, v_cache)
+    )
+    return run, query, keys, values
+
+
+def bench_decode(contexts, bandwidth: float) -> list[dict]:
+    rows = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for heads, kv_heads, dim in ((32, 8, 128), (16, 2, 64), (8, 8, 128)):
+            for context in contexts:
+                for block_size in (16, 128):
+                    run, *_ = make_call(1, context, heads, kv_heads, dim, dtype, block_size)
+                    seconds = interleaved({"ours": run})["ours"]
+                    rate = 2 * context * kv_heads * dim * dtype.itemsize / seconds
+                    rows.append({
+                        "dtype": str(dtype)[6:], "heads": heads, "kv_heads": kv_heads, "head_dim": dim,
+                        "context": context, "block_size": block_size, "us": seconds * 1e6, "GB/s": rate / 1e9,
+                        "share": rate / bandwidth,
+                    })  # fmt: skip
+    return rows
+
+
+def bench_deltas(contexts, deltas, dims, block_sizes, heads=8, kv_heads=2) -> list[dict]:
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for dim in dims:
+            for context in contexts:
+                for new in deltas:
+                    length = context + new
+                    calls = {}
+                    for block_size in block_sizes:
+                        calls[f"ours_{block_size}"], query, keys, values = make_call(
+                            new, length, heads, kv_heads, dim, dtype, block_size
+                        )
+                    q = query.transpose(0, 1)[None].contiguous()
+                    wide = [t.repeat_interleave(heads // kv_heads, 1) for t in (keys, values)]
+                    mask = torch.full((new, length), -math.inf).triu(context + 1).to(dtype)
+                    calls["gqa"] = lambda q=q, k=keys, v=values: sdpa(q, k, v, enable_gqa=True)
+                    calls["expanded"] = lambda q=q, k=wide[0], v=wide[1]: sdpa(q, k, v)
+                    calls["masked"] = lambda q=q, k=keys, v=values, m=mask: sdpa(q, k, v, attn_mask=m, enable_gqa=True)
+                    median = interleaved(calls, budget_s=0.1, least=3)
+                    torch_s = min(median["gqa"], median["expanded"])
+                    row = {"dtype": str(dtype)[6:], "head_dim": dim, "context": context, "delta": new}
+                    for block_size in block_sizes:
+                        row[f"ms_{block_size}"] = median[f"ours_{block_size}"] * 1e3
+                    row |= {"torch_ms": torch_s * 1e3, "torch_masked_ms": median["masked"] * 1e3}
+                    slowest = max(median[f"ours_{block_size}"] for block_size in block_sizes)
+                    row |= {"ratio": torch_s / slowest, "ratio_masked": median["masked"] / slowest}
+                    row["GFLOP/s"] = 4 * heads * dim * (new * context + new * (new + 1) / 2) / slowest / 1e9
+                    rows.append(row)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few cells")
+    parser.add_argument("--only", choices=("decode", "deltas"))
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    results = {"read_bandwidth_GB/s": read_bandwidth() / 1e9}
+    print(f"reads {results['read_bandwidth_GB/s']:.1f} GB/s with {torch.get_num_threads()} threads")
+    if args.only != "deltas":
+        contexts = (1024, 16384) if args.quick else (*CONTEXTS, 65536)
+        results["decode"] = bench_decode(contexts, results["read_bandwidth_GB/s"] * 1e9)
+        print_table(results["decode"])
+    if args.only != "decode":
+        quick = args.quick
+        results["deltas"] = bench_deltas(
+            (1024, 4096) if quick else CONTEXTS, (1, 64, 512) if quick else DELTAS, (64, 128), (16, 128)
+        )
+        print_table(results["deltas"])
+    if args.json:
+        write_json(args.json, "delta_prefill", results)
+
+
+if __name__ == "__main__":
+    main()
