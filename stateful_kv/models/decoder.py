@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from .rope import RopeConfig, cos_sin_table
 
 
@@ -40,6 +41,22 @@ class DecoderConfig:
         return self.windows[layer] if self.windows else -1
 
 
+class Linear:
+    """x [rows, k] @ weight [n, k]^T + bias.
+
+    On the CPU the weight is packed and a row's bits depend on that row alone, so that reuse, drafts and batching do not
+    change them (ops.row_linear); elsewhere it is torch's own.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        self.is_packed = weight.device.type == "cpu"
+        self.weight = ops.pack_linear_weight(weight) if self.is_packed else weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (ops.row_linear if self.is_packed else F.linear)(x, self.weight, self.bias)
+
+
 class Layer:
     """One decoder layer: fused QKV and gate-up projections, norms, biases."""
 
@@ -54,31 +71,29 @@ class Layer:
         self.eps = config.rms_norm_eps
         self.window_left = config.window(index)
         self.input_norm = take(p + "input_layernorm.weight")
-        self.qkv_weight = fused("weight", qkv)
-        self.qkv_bias = fused("bias", qkv) if config.qkv_bias else None
+        self.qkv_linear = Linear(fused("weight", qkv), fused("bias", qkv) if config.qkv_bias else None)
         self.q_norm = take(attn + "q_norm.weight") if config.qk_norm else None
         self.k_norm = take(attn + "k_norm.weight") if config.qk_norm else None
-        self.o_weight = take(attn + "o_proj.weight")
-        self.o_bias = take(attn + "o_proj.bias") if config.output_bias else None
+        self.o_linear = Linear(take(attn + "o_proj.weight"), take(attn + "o_proj.bias") if config.output_bias else None)
         self.post_norm = take(p + "post_attention_layernorm.weight")
-        self.gate_up_weight = fused("weight", gate_up)
-        self.gate_up_bias = fused("bias", gate_up) if config.mlp_bias else None
-        self.down_weight = take(mlp + "down_proj.weight")
-        self.down_bias = take(mlp + "down_proj.bias") if config.mlp_bias else None
+        self.gate_up_linear = Linear(fused("weight", gate_up), fused("bias", gate_up) if config.mlp_bias else None)
+        self.down_linear = Linear(
+            take(mlp + "down_proj.weight"), take(mlp + "down_proj.bias") if config.mlp_bias else None
+        )
         self.intermediate = config.intermediate_size
 
     def qkv(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, (num_heads + 2 * num_kv_heads) * head_dim]."""
         normed = F.rms_norm(hidden, hidden.shape[-1:], self.input_norm, self.eps)
-        return F.linear(normed, self.qkv_weight, self.qkv_bias)
+        return self.qkv_linear(normed)
 
     def after_attention(self, hidden: Tensor, attention: Tensor) -> Tensor:
         """Output projection, residual, MLP, residual. hidden is updated in place and returned."""
-        hidden += F.linear(attention, self.o_weight, self.o_bias)
+        hidden += self.o_linear(attention)
         normed = F.rms_norm(hidden, hidden.shape[-1:], self.post_norm, self.eps)
-        gate_up = F.linear(normed, self.gate_up_weight, self.gate_up_bias)
+        gate_up = self.gate_up_linear(normed)
         gate, up = gate_up[:, : self.intermediate], gate_up[:, self.intermediate :]
-        hidden += F.linear(F.silu(gate).mul_(up), self.down_weight, self.down_bias)
+        hidden += self.down_linear(F.silu(gate).mul_(up))
         return hidden
 
 
@@ -95,7 +110,7 @@ class Decoder:
         self.embedding = place("model.embed_tokens.weight")
         self.layers = [Layer(config, place, i) for i in range(config.num_layers)]
         self.norm = place("model.norm.weight")
-        self.lm_head = self.embedding if config.tie_word_embeddings else place("lm_head.weight")
+        self.lm_head = Linear(self.embedding if config.tie_word_embeddings else place("lm_head.weight"))
         self.cos_sin = cos_sin_table(config.rope, config.max_position, device)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -104,4 +119,4 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab], in the model's dtype."""
         normed = F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.config.rms_norm_eps)
-        return F.linear(normed, self.lm_head)
+        return self.lm_head(normed)
