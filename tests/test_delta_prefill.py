@@ -345,7 +345,7 @@ def random_case(backend, rng):
 
 @pytest.mark.parametrize("seed", range(160))
 def test_random_combinations(backend, seed):
-    if backend.emulated and seed >= 40:
+    if backend.emulated and seed >= 80:
         pytest.skip("the emulation is slow")
     rng = random.Random(seed)
     torch.manual_seed(seed)

@@ -41,7 +41,8 @@ namespace cuda {
 #define SKV_DECLARE(op, Params) void op(const Params& params, void* stream);
 SKV_FOR_EACH_OP(SKV_DECLARE)
 #undef SKV_DECLARE
-// Bytes of VerifyDraftsParams::workspace.
+// Bytes of DeltaPrefillParams::workspace and VerifyDraftsParams::workspace.
+int64_t delta_prefill_workspace(const DeltaPrefillParams& params);
 int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch);
 }  // namespace cuda
 

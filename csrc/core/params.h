@@ -101,6 +101,8 @@ struct DeltaPrefillParams {
   int32_t num_splits;       // 0 = decided by the library, n >= 1 = exactly n, -1 = batch-invariant
   const int32_t* schedule;  // from schedule_delta_prefill, or nullptr
   int64_t schedule_size;
+  void* workspace;  // device scratch of workspace_size bytes, CUDA only
+  int64_t workspace_size;
 };
 
 // Entries of a CPU schedule: a header, then some per sequence (csrc/cpu/delta_prefill_plan.cpp).

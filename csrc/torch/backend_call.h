@@ -21,6 +21,7 @@ namespace skv::cuda {  // weak: null in a build that has no CUDA kernel for an o
 #define SKV_WEAK(op, Params) __attribute__((weak)) void op(const Params& params, void* stream);
 SKV_FOR_EACH_OP(SKV_WEAK)
 #undef SKV_WEAK
+__attribute__((weak)) int64_t delta_prefill_workspace(const DeltaPrefillParams& params);
 __attribute__((weak)) int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch);
 }  // namespace skv::cuda
 

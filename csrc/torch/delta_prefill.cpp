@@ -146,9 +146,15 @@ void delta_prefill(Tensor out, OptTensor lse, Tensor query, Tensor k_cache, Tens
   params.v_scale = check.scale(v_scale, "v_scale", cache, k_cache, batch);
   fill_mask(check, tree_mask, query, params);
   fill_optional(check, lse, sinks, schedule, query, params);
-  if (schedule && query.is_cpu())
+  if (schedule && !runs_cuda_kernels(query))
     check_schedule_size(check, *schedule, kScheduleHeader + kScheduleEntry * batch);
   if (params.total_q == 0 || batch == 0) return;
+  Tensor workspace = query;  // of CUDA: from torch's caching allocator, which orders its reuse by the stream
+  if (runs_cuda_kernels(query) && &cuda::delta_prefill_workspace) {
+    params.workspace_size = cuda::delta_prefill_workspace(params);
+    workspace = torch::stable::new_empty(query, {params.workspace_size}, ScalarType::Byte);
+    params.workspace = workspace.data_ptr();
+  }
   SKV_CALL(delta_prefill, query, params);
 }
 
@@ -172,7 +178,8 @@ void schedule_delta_prefill(Tensor schedule, Tensor cu_seqlens_q, Tensor seqused
   check.range(window_left, "window_left", -1, kMaxInt32);
   check.same_device(cu_seqlens_q, "cu_seqlens_q", schedule, "schedule");
   check.same_device(seqused_k, "seqused_k", schedule, "schedule");
-  if (schedule.is_cpu()) check_schedule_size(check, schedule, kScheduleHeader + kScheduleEntry * batch);
+  if (!runs_cuda_kernels(schedule))
+    check_schedule_size(check, schedule, kScheduleHeader + kScheduleEntry * batch);
 
   ScheduleDeltaPrefillParams params{};
   params.schedule = static_cast<int32_t*>(schedule.data_ptr());
