@@ -266,7 +266,12 @@ class RowSampler {
       if (gt_bits(add(highest, splat(kMaxGumbel)), splat(best)) == 0) return;
       UVec words[4];
       words_of_block(s_.seed, s_.position, static_cast<uint32_t>(i), words);
+      // A noise above g needs -log(u) < exp(-g), hence 1 - u < exp(-g): most blocks are out without a
+      // logarithm.
+      const Vec limit =
+          splat(4.2992e9f * __builtin_expf(max_of(highest) - best) + 1.0f);  // 2^32 and some slack
       for (int j = 0; j < 4; ++j) {
+        if (gt_bits(limit, to_vec(u_xor(words[j], u_splat(0xffffffffu)))) == 0) continue;
         const Vec noisy = add(score[j], gumbel_of_words(words[j]));
         if (__builtin_expect(gt_bits(noisy, splat(best)) == 0, 1)) continue;
         alignas(64) float lane[kLanes];
