@@ -112,7 +112,8 @@ class Runtime:
     def buffers(self) -> dict[str, np.ndarray]:
         """Zero-copy views of the step's arrays."""
     def bind(self, arrays: dict[str, np.ndarray]) -> None:
-        """Replaces step arrays by the caller's (same shape and dtype, C-contiguous, writable), cleared first."""
+        """Replaces step arrays by the caller's (same shape and dtype, C-contiguous, writable), cleared first. Between
+        any two steps; views of the arrays replaced stay valid, but no step fills them any more."""
     def open(self, namespace: str | bytes = "") -> int: ...
     def fork(self, session: int) -> int:
         """A session with the same tokens that shares all KV until one of the two writes."""
@@ -145,11 +146,15 @@ class Runtime:
     def commit(self) -> list[tuple[int, list[int], str | None]]:
         """Takes the step's results: (request id, new tokens, None | "stop" | "length") per request that got tokens."""
     def cancel_step(self) -> None:
-        """The planned step failed: nothing is committed, its blocks go back, the requests stay."""
+        """The planned step failed: nothing is committed, its blocks go back, the requests stay. Does nothing where no
+        step is planned."""
+    @property
+    def is_step_planned(self) -> bool:
+        """Whether plan() was neither committed nor cancelled yet."""
     def finish(self, request_id: int, num_keep: int) -> None:
         """Ends a turn early, committing its delta and the first num_keep generated tokens."""
     def abort(self, request_id: int) -> None:
-        """Forgets a turn: its session is as before submit."""
+        """Forgets a turn and its statistics: its session is as before submit."""
     def index_drafts(self) -> None:
         """Brings draft indices up to date; call while the device works to hide it. plan() does it where needed."""
     def stats_of(self, request_id: int) -> dict[str, int]: ...

@@ -27,9 +27,12 @@ own arrays, pinned memory for instance). Let `s` be the `StepInfo` returned. In 
    `cu_rows`, `temperature`, `top_k`, `top_p`, `min_p`, `seeds` and `positions=sample_positions`; `s.any_sampled` tells
    whether any temperature is above 0,
 5. writes `out_tokens` [max_seqs, 1 + num_drafts] and `out_num_tokens` [max_seqs], then calls `commit()`. After a failed
-   forward pass it calls `cancel_step()` instead.
-All buffers are filled to their end with what changes nothing (slot -1, block -1, empty sequences), so a step can be
-padded to a captured batch.
+   or interrupted forward pass it calls `cancel_step()` instead, which does nothing where no step is planned
+   (`is_step_planned`).
+Past what the step uses, buffers hold what changes nothing (token, position, count and index 0, slot -1, copies from and
+to block -1, empty sequences, greedy rows), so a step can be padded to a captured batch. Only a row of `block_table`
+beyond the blocks that `seqused_k` covers, and `out_tokens`, hold what earlier steps left there: block ids that are
+valid or -1, not to be read.
 
 `submit` raises `OutOfBlocks` (needed, free, evictable, pinned) for a turn that could not finish even with the whole
 pool to itself; every other turn finishes, whatever else runs: `plan` never raises for want of blocks. It evicts idle
@@ -37,7 +40,8 @@ prefixes, gives up drafts, then preempts the lowest-priority request admitted la
 left of its KV and answers the same. While a request runs, `length` and `tokens` of its session are those before
 `submit`.
 
-`Runtime.stats_of(request_id)`, at any time while the request runs and once after it has finished or was aborted:
+`Runtime.stats_of(request_id)`, at any time while the request runs and once after it has finished (of an aborted one
+they are gone, and of those never asked for only the latest 4,096 are kept):
 prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, found in the cache), recomputed_tokens
 (fed again because their KV had been evicted), fed_tokens (rows fed, drafts included), drafted, accepted and
 preemptions.

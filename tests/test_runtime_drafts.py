@@ -88,6 +88,10 @@ def test_bad_arguments_are_refused():
     index = rt.DraftIndex()
     with pytest.raises(TypeError, match="dtype"):
         index.extend(np.ones(3))
+    for bad, shown in ((2**32 + 7, "4294967303"), (-1, "-1")):
+        with pytest.raises(ValueError, match=rf"DraftIndex.extend: tokens\[2\] is {shown}, expected"):
+            index.extend([1, 2, bad])
+    assert len(index) == 0
     with pytest.raises(ValueError, match="dimension"):
         index.extend(np.ones((2, 2), np.int32))
     with pytest.raises(ValueError, match="truncate"):

@@ -1,5 +1,9 @@
 """The planner: batches, chunks, rows, memory pressure, failures, and the buffers of a step."""
 
+import gc
+import threading
+import weakref
+
 import numpy as np
 import pytest
 from runtime_model import FakeDevice, answer
@@ -86,6 +90,43 @@ def test_bound_arrays_replace_the_buffers():
             runtime.bind({"token_ids": wrong})
     with pytest.raises(TypeError, match="numpy"):
         runtime.bind({"token_ids": [0] * 16})
+
+
+def test_binding_between_two_steps_of_a_running_request_changes_nothing():
+    runtime, device = world(max_seqs=2, max_batch_tokens=16, num_drafts=2)
+    expected = {}
+    for prompt in ([1, 2, 3, 4, 5], [6] * 9):
+        expected[runtime.submit(runtime.open(), prompt, 12)] = answer(prompt, 12)[0]
+    got = {request: [] for request in expected}
+    for step in range(100):
+        if step % 2:
+            runtime.bind({name: np.full_like(runtime.buffers[name], 77) for name in ("block_table", "logit_rows")})
+            device.buffers = runtime.buffers
+        runtime.check()
+        events = device.step()
+        if events is None:
+            break
+        for request, new, _ in events:
+            got[request] += new
+    assert got == expected
+
+
+def test_views_outlive_the_arrays_they_were_made_of():
+    runtime, _ = world(max_seqs=2, max_batch_tokens=1 << 16)
+    original = runtime.buffers["positions"]
+    owned = [np.zeros(1 << 16, np.int64) for _ in range(3)]
+    freed = [weakref.ref(array) for array in owned]
+    views = []
+    while owned:
+        runtime.bind({"positions": owned.pop()})
+        views.append(runtime.buffers["positions"])
+        views[-1][:] = len(views)
+    gc.collect()
+    assert (original == 0).all() and [view[-1] for view in views] == [1, 2, 3]
+    assert all(ref() is not None for ref in freed)
+    views.clear()
+    gc.collect()
+    assert [ref() is None for ref in freed] == [False, True, True]  # only the one that is bound
 
 
 def test_memory_pressure_preempts_the_newest_and_loses_nothing():
@@ -190,8 +231,6 @@ def test_results_that_contradict_the_step_are_refused_before_anything_is_taken()
     request = runtime.submit(session, [1, 2, 1, 2, 1], 9)
     with pytest.raises(ValueError, match="no step"):
         runtime.commit()
-    with pytest.raises(ValueError, match="no step"):
-        runtime.cancel_step()
     runtime.plan()
     for call in (runtime.plan, lambda: runtime.abort(request), lambda: runtime.finish(request, 0)):
         with pytest.raises(ValueError, match="planned"):
@@ -211,6 +250,84 @@ def test_results_that_contradict_the_step_are_refused_before_anything_is_taken()
     with pytest.raises(ValueError, match="not the draft"):
         runtime.commit()
     runtime.cancel_step()
+    runtime.check()
+
+
+def test_cancelling_twice_or_without_a_step_does_nothing():
+    runtime, device = world()
+    runtime.cancel_step()
+    request = runtime.submit(runtime.open(), [1, 2, 3], 5)
+    runtime.cancel_step()
+    assert not runtime.is_step_planned
+    runtime.plan()
+    assert runtime.is_step_planned
+    runtime.cancel_step()
+    runtime.cancel_step()
+    assert not runtime.is_step_planned
+    runtime.check()
+    runtime.plan()
+    device.buffers["out_num_tokens"][0] = 1
+    runtime.commit()
+    assert not runtime.is_step_planned
+    runtime.abort(request)
+
+
+def test_what_a_step_does_not_use_is_neutral_in_every_buffer():
+    runtime, device = world(num_blocks=200, max_seqs=4, num_drafts=3)
+    neutral = {name: array.flat[-1] for name, array in runtime.buffers.items()}
+    parents = [runtime.open() for _ in range(3)]
+    sampling = dict(temperature=0.5, top_k=3, top_p=0.5, min_p=0.2, seed=9)
+    for length, parent in zip((30, 12, 5), parents):
+        device.generate(parent, [1, 2, 3] * 3, length, **sampling)
+    for length, parent in zip((30, 12, 5), parents):
+        runtime.submit(runtime.fork(parent), [1, 2], length, **sampling)
+    most = {}
+    while (info := runtime.plan()) is not None:
+        b = runtime.buffers
+        extents = {"logit_rows": info.num_logit_rows, "draft_tokens": info.num_logit_rows}
+        extents.update(dict.fromkeys(("copy_src", "copy_dst", "copy_num_tokens"), info.num_copies))
+        extents.update(dict.fromkeys(("token_ids", "positions", "slot_mapping"), info.num_tokens))
+        for name, used in extents.items():
+            assert (b[name][used:] == neutral[name]).all(), name
+            most[name] = max(most.get(name, 0), used)
+        idle = np.diff(b["cu_rows"]) == 0
+        for name in ("temperature", "top_k", "top_p", "min_p", "seeds", "sample_positions"):
+            assert (b[name][idle] == neutral[name]).all() and (b[name][~idle] != neutral[name]).all(), name
+        device.run(info)
+        runtime.commit()
+    assert all(most[name] > extents[name] for name in extents)  # so that something had to be reset
+
+
+def test_a_call_from_another_thread_is_refused_while_the_runtime_works():
+    runtime = rt.Runtime(300, 8192, max_batch_tokens=64)
+    session = runtime.open()
+    runtime.submit(session, np.arange(2_000_000, dtype=np.int32) % 1000, 8)
+    runtime.plan()
+    runtime.cancel_step()
+    calls = (
+        runtime.stats, runtime.check, runtime.plan, runtime.commit, runtime.cancel_step, runtime.index_drafts,
+        lambda: runtime.is_step_planned, lambda: runtime.buffers, lambda: runtime.tokens(session),
+        lambda: runtime.length(session), lambda: runtime.resident(session), lambda: runtime.is_running(session),
+        lambda: runtime.submit(session, [1], 1), lambda: runtime.fork(session), lambda: runtime.close(session),
+        lambda: runtime.rollback(session, 0), lambda: runtime.abort(1), lambda: runtime.finish(1, 0), runtime.open,
+        lambda: runtime.stats_of(1), lambda: runtime.evict(1), lambda: runtime.match("", [1]),
+        lambda: runtime.bind({}),
+    )  # fmt: skip
+    refused = 0
+    worker = threading.Thread(target=runtime.index_drafts)
+    worker.start()
+    while worker.is_alive() and not refused:
+        try:
+            runtime.is_running(session)
+        except RuntimeError:
+            for call in calls:
+                with pytest.raises(RuntimeError, match="one thread owns a runtime"):
+                    call()
+                refused += 1
+    worker.join()
+    assert refused == len(calls)
+    assert runtime.is_running(session)
+    runtime.abort(1)
     runtime.check()
 
 
@@ -248,6 +365,19 @@ def test_bad_arguments_are_refused_by_name():
         runtime.submit(session, [1], 1, temperature=-1.0)
     with pytest.raises(TypeError, match="dtype float64"):
         runtime.submit(session, [1.5], 1)
+    for bad, shown in ((2**32 + 7, "4294967303"), (-1, "-1")):
+        with pytest.raises(ValueError, match=rf"submit: tokens\[1\] is {shown}, expected"):
+            runtime.submit(session, [1, bad], 1)
+        with pytest.raises(ValueError, match=rf"submit: stop_token_ids\[0\] is {shown}, expected"):
+            runtime.submit(session, [1], 1, stop_token_ids=[bad])
+    with pytest.raises(ValueError, match=r"tokens\[0\] is -3"):
+        runtime.submit(session, np.array([-3], np.int32), 1)
+    for bad, dtype in ((2**32 - 1, np.uint32), (2**63, np.uint64), (2**31, np.int64)):
+        with pytest.raises(ValueError, match=rf"tokens\[1\] is {bad}"):
+            runtime.submit(session, np.array([1, bad], dtype), 1)
+    for dtype in (np.int8, np.uint16, np.int64, np.uint64, ">i4"):
+        runtime.finish(runtime.submit(session, np.array([1, 2, 100], dtype), 1), 0)
+    assert runtime.tokens(session).tolist() == [1, 2, 100] * 5
     assert runtime.plan() is None
 
 

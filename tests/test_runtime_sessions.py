@@ -247,6 +247,24 @@ def test_abort_at_any_time_leaves_the_session_as_it_was():
         world.turn(session, [6] * 3, max_tokens=4)
 
 
+def test_statistics_of_aborted_requests_go_and_of_finished_ones_do_not_pile_up():
+    runtime = rt.Runtime(8, 4)
+    session = runtime.open()
+    aborted = runtime.submit(session, [1], 1)
+    assert runtime.stats_of(aborted)["delta_tokens"] == 1
+    runtime.abort(aborted)
+    with pytest.raises(rt.StaleHandle, match="statistics"):
+        runtime.stats_of(aborted)
+    finished = []
+    for _ in range(5000):
+        finished.append(runtime.submit(session, [1], 1))
+        runtime.finish(finished[-1], 0)
+        runtime.rollback(session, 0)
+    assert runtime.stats_of(finished[-4096])["delta_tokens"] == 1
+    with pytest.raises(rt.StaleHandle, match="statistics"):
+        runtime.stats_of(finished[-4097])
+
+
 def test_stale_handles_are_refused():
     runtime = rt.Runtime(8, 4)
     session = runtime.open()

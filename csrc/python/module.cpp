@@ -6,33 +6,15 @@
 #include <pybind11/stl.h>
 
 #include "../runtime/runtime.h"
+#include "arrays.h"
 
 namespace py = pybind11;
 using skv::BufferSpec;
+using skv::python::copy_of;
+using skv::python::to_tokens;
+using skv::python::Tokens;
 
 namespace {
-
-using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
-
-// Integers only: a silently truncated float or an unflattened batch is a caller's bug.
-Tokens to_tokens(const py::object& object, const char* what) {
-  py::array array = py::array::ensure(object);
-  if (!array) throw py::type_error(std::string(what) + ": tokens are not an array of integers");
-  if (array.ndim() != 1) throw py::value_error(std::string(what) + ": tokens must have one dimension");
-  const char kind = array.dtype().kind();
-  if (array.size() > 0 && kind != 'i' && kind != 'u') {
-    throw py::type_error(std::string(what) + ": tokens have dtype " +
-                         py::str(array.dtype()).cast<std::string>() + ", expected int32");
-  }
-  return Tokens(array);
-}
-
-template <class T>
-py::array_t<T> copy_of(const T* data, int64_t n) {
-  py::array_t<T> array(n);
-  std::copy_n(data, n, array.mutable_data());
-  return array;
-}
 
 py::dtype dtype_of(BufferSpec::Type type) {
   switch (type) {
@@ -134,7 +116,7 @@ struct PyRuntime {
 
   void bind(const py::dict& arrays) {
     std::vector<std::pair<std::string, void*>> pointers;
-    std::vector<BufferSpec> specs = runtime.buffer_specs();
+    std::vector<BufferSpec> specs = get().buffer_specs();
     for (auto& [key, value] : arrays) {
       const auto name = key.cast<std::string>();
       if (!py::isinstance<py::array>(value)) throw py::type_error("bind: " + name + " is not a numpy array");
@@ -144,7 +126,7 @@ struct PyRuntime {
       }
       pointers.emplace_back(name, array.mutable_data());
     }
-    runtime.bind(pointers);
+    get().bind(pointers);
     for (auto& [key, value] : arrays) bound[key] = value;
   }
 
@@ -161,14 +143,44 @@ struct PyRuntime {
     }
   }
 
+  // For everything but a call in progress that has released the GIL: another thread would read what it
+  // changes.
+  skv::Runtime& get() {
+    if (in_call) {
+      throw std::runtime_error(
+          "Runtime: another thread is inside submit, plan, commit or index_drafts; one thread owns a "
+          "runtime");
+    }
+    return runtime;
+  }
+
+  // Calls fn(runtime) without the GIL. The flag changes while the GIL is held only.
+  template <class Fn>
+  auto without_gil(Fn fn) {
+    skv::Runtime& mine = get();
+    struct Flag {
+      explicit Flag(bool* flag) : flag(flag) { *flag = true; }
+      ~Flag() { *flag = false; }
+      bool* flag;
+    } flag(&in_call);
+    py::gil_scoped_release release;
+    return fn(mine);
+  }
+
+  py::dict bound;  // keeps the caller's arrays alive; views of them do so themselves
+
+ private:
   skv::Runtime runtime;
-  py::dict bound;  // keeps the caller's arrays alive
+  bool in_call = false;
 };
 
 py::dict views_of(const py::object& self) {
   py::dict views;
-  for (BufferSpec& spec : self.cast<PyRuntime&>().runtime.buffer_specs()) {
-    views[spec.name.c_str()] = py::array(dtype_of(spec.type), spec.shape, spec.get(), self);
+  auto& runtime = self.cast<PyRuntime&>();
+  for (BufferSpec& spec : runtime.get().buffer_specs()) {
+    const char* name = spec.name.c_str();
+    const py::object owner = runtime.bound.contains(name) ? py::object(runtime.bound[name]) : self;
+    views[name] = py::array(dtype_of(spec.type), spec.shape, spec.get(), owner);
   }
   return views;
 }
@@ -177,28 +189,22 @@ uint64_t submit(PyRuntime& self, uint64_t session, const py::object& object, int
                 float temperature, int32_t top_k, float top_p, float min_p, int64_t seed,
                 const py::object& stop_token_ids, int num_drafts, int priority) {
   const Tokens tokens = to_tokens(object, "submit");
-  const Tokens stops = to_tokens(stop_token_ids, "submit");
+  const Tokens stops = to_tokens(stop_token_ids, "submit", "stop_token_ids");
   skv::RequestParams params{max_tokens, temperature, top_k, top_p, min_p, seed, {}, num_drafts, priority};
   params.stop_token_ids.assign(stops.data(), stops.data() + stops.size());
-  py::gil_scoped_release release;
-  return self.runtime.submit(session, tokens.data(), tokens.size(), params);
+  const int32_t* data = tokens.data();
+  return self.without_gil(
+      [&](skv::Runtime& runtime) { return runtime.submit(session, data, tokens.size(), params); });
 }
 
 py::object plan(PyRuntime& self) {
-  std::optional<skv::StepInfo> info;
-  {
-    py::gil_scoped_release release;
-    info = self.runtime.plan();
-  }
+  const std::optional<skv::StepInfo> info =
+      self.without_gil([](skv::Runtime& runtime) { return runtime.plan(); });
   return info ? py::cast(*info) : py::none();
 }
 
 py::list commit(PyRuntime& self) {
-  std::vector<skv::Event> events;
-  {
-    py::gil_scoped_release release;
-    events = self.runtime.commit();
-  }
+  std::vector<skv::Event> events = self.without_gil([](skv::Runtime& runtime) { return runtime.commit(); });
   py::list list;
   for (skv::Event& event : events) {
     py::object reason = py::none();
@@ -209,17 +215,17 @@ py::list commit(PyRuntime& self) {
   return list;
 }
 
-py::array_t<int32_t> tokens_of(const PyRuntime& self, uint64_t session, int64_t start) {
-  const int64_t length = self.runtime.length(session);
+py::array_t<int32_t> tokens_of(PyRuntime& self, uint64_t session, int64_t start) {
+  const int64_t length = self.get().length(session);
   if (start < 0 || start > length) {
     throw py::value_error("tokens: start is " + std::to_string(start) + ", the session has " +
                           std::to_string(length) + " tokens");
   }
-  return copy_of(self.runtime.tokens(session) + start, length - start);
+  return copy_of(self.get().tokens(session) + start, length - start);
 }
 
 py::dict stats_of(PyRuntime& self, uint64_t request_id) {
-  const skv::RequestStats s = self.runtime.take_stats(request_id);
+  const skv::RequestStats s = self.get().take_stats(request_id);
   py::dict d;
   d["prompt_tokens"] = s.prompt_tokens;
   d["delta_tokens"] = s.delta_tokens;
@@ -232,8 +238,8 @@ py::dict stats_of(PyRuntime& self, uint64_t request_id) {
   return d;
 }
 
-py::dict stats(const PyRuntime& self) {
-  const skv::RuntimeStats s = self.runtime.stats();
+py::dict stats(PyRuntime& self) {
+  const skv::RuntimeStats s = self.get().stats();
   py::dict d;
   d["num_blocks"] = s.num_blocks;
   d["free"] = s.free;
@@ -353,25 +359,25 @@ void define_runtime(py::module_& m) {
       .def_property_readonly("buffers", &views_of)
       .def("bind", &PyRuntime::bind, py::arg("arrays"))
       .def(
-          "open", [](PyRuntime& r, const py::object& ns) { return r.runtime.open(salt_of(ns)); },
+          "open", [](PyRuntime& r, const py::object& ns) { return r.get().open(salt_of(ns)); },
           py::arg("namespace") = "")
       .def(
-          "fork", [](PyRuntime& r, uint64_t session) { return r.runtime.fork(session); }, py::arg("session"))
+          "fork", [](PyRuntime& r, uint64_t session) { return r.get().fork(session); }, py::arg("session"))
       .def(
           "rollback",
-          [](PyRuntime& r, uint64_t session, int64_t length) { r.runtime.rollback(session, length); },
+          [](PyRuntime& r, uint64_t session, int64_t length) { r.get().rollback(session, length); },
           py::arg("session"), py::arg("length"))
       .def(
-          "close", [](PyRuntime& r, uint64_t session) { r.runtime.close(session); }, py::arg("session"))
+          "close", [](PyRuntime& r, uint64_t session) { r.get().close(session); }, py::arg("session"))
       .def(
-          "length", [](PyRuntime& r, uint64_t session) { return r.runtime.length(session); },
+          "length", [](PyRuntime& r, uint64_t session) { return r.get().length(session); },
           py::arg("session"))
       .def(
-          "resident", [](PyRuntime& r, uint64_t session) { return r.runtime.resident(session); },
+          "resident", [](PyRuntime& r, uint64_t session) { return r.get().resident(session); },
           py::arg("session"))
       .def("tokens", &tokens_of, py::arg("session"), py::arg("start") = 0)
       .def(
-          "is_running", [](PyRuntime& r, uint64_t session) { return r.runtime.is_running(session); },
+          "is_running", [](PyRuntime& r, uint64_t session) { return r.get().is_running(session); },
           py::arg("session"))
       .def("submit", &submit, py::arg("session"), py::arg("tokens"), py::arg("max_tokens"),
            py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
@@ -379,27 +385,27 @@ void define_runtime(py::module_& m) {
            py::arg("num_drafts") = -1, py::arg("priority") = 0)
       .def("plan", &plan)
       .def("commit", &commit)
-      .def("cancel_step", [](PyRuntime& r) { r.runtime.cancel_step(); })
+      .def("cancel_step", [](PyRuntime& r) { r.get().cancel_step(); })
+      .def_property_readonly("is_step_planned", [](PyRuntime& r) { return r.get().is_step_planned(); })
       .def(
-          "finish", [](PyRuntime& r, uint64_t id, int64_t n) { r.runtime.finish(id, n); },
+          "finish", [](PyRuntime& r, uint64_t id, int64_t n) { r.get().finish(id, n); },
           py::arg("request_id"), py::arg("num_keep"))
       .def(
-          "abort", [](PyRuntime& r, uint64_t id) { r.runtime.abort(id); }, py::arg("request_id"))
-      .def(
-          "index_drafts", [](PyRuntime& r) { r.runtime.index_drafts(); },
-          py::call_guard<py::gil_scoped_release>())
+          "abort", [](PyRuntime& r, uint64_t id) { r.get().abort(id); }, py::arg("request_id"))
+      .def("index_drafts",
+           [](PyRuntime& r) { r.without_gil([](skv::Runtime& runtime) { runtime.index_drafts(); }); })
       .def("stats_of", &stats_of, py::arg("request_id"))
       .def("stats", &stats)
       .def(
-          "evict", [](PyRuntime& r, int64_t n) { return r.runtime.evict(n); }, py::arg("num_blocks"))
+          "evict", [](PyRuntime& r, int64_t n) { return r.get().evict(n); }, py::arg("num_blocks"))
       .def(
           "match",
           [](PyRuntime& r, const py::object& ns, const py::object& object) {
             const Tokens tokens = to_tokens(object, "match");
-            return r.runtime.match(salt_of(ns), tokens.data(), tokens.size());
+            return r.get().match(salt_of(ns), tokens.data(), tokens.size());
           },
           py::arg("namespace"), py::arg("tokens"))
-      .def("check", [](PyRuntime& r) { r.runtime.check(); });
+      .def("check", [](PyRuntime& r) { r.get().check(); });
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ Event Runtime::commit_request(Request& request) {
   seq.resident = std::max(seq.resident, written);
   seq.computed = std::max(seq.computed, seq.resident);
   if (event.finish_reason != FinishReason::kNone) {
-    finish_turn(request, request.known());
+    finish_turn(request, request.known(), true);
   } else if (prefilled) {
     // Full blocks of the prompt can serve others from now on; the tail stays writable.
     publish(seq, seq.resident / options_.block_size * options_.block_size);
@@ -77,14 +77,14 @@ Event Runtime::commit_request(Request& request) {
   return event;
 }
 
-void Runtime::finish_turn(Request& request, int64_t length) {
+void Runtime::finish_turn(Request& request, int64_t length, bool keep_stats) {
   if (request.admitted > 0) {
     stop_running(request);
   } else {
     waiting_.erase(&request);
   }
   cut_back(*request.seq, length);
-  forget(request);
+  forget(request, keep_stats);
 }
 
 }  // namespace skv

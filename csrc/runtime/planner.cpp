@@ -171,7 +171,6 @@ void Runtime::unplan(Request& request) {
 }
 
 void Runtime::cancel_step() {
-  if (!step_planned_) throw std::invalid_argument("cancel_step: no step is planned");
   for (Request* request : running_) unplan(*request);
   step_planned_ = false;
 }
@@ -189,6 +188,7 @@ StepInfo Runtime::fill_buffers() {
     b.temperature[row] = b.min_p[row] = 0.0f;
     b.top_p[row] = 1.0f;
     b.top_k[row] = 0;
+    b.seeds[row] = b.sample_positions[row] = 0;
     b.out_num_tokens[row] = 0;
     Request* request = rows_[row].request;
     if (!request) continue;
@@ -202,9 +202,17 @@ StepInfo Runtime::fill_buffers() {
     b.positions[i] = 0;
     b.slot_mapping[i] = -1;
   }
-  for (int64_t i = info.num_copies; i < last_num_copies_; ++i) b.copy_src[i] = b.copy_dst[i] = -1;
+  for (int64_t i = info.num_copies; i < last_num_copies_; ++i) {
+    b.copy_src[i] = b.copy_dst[i] = -1;
+    b.copy_num_tokens[i] = 0;
+  }
+  for (int64_t i = info.num_logit_rows; i < last_num_logit_rows_; ++i) {
+    b.logit_rows[i] = 0;
+    b.draft_tokens[i] = 0;
+  }
   last_num_tokens_ = info.num_tokens;
   last_num_copies_ = info.num_copies;
+  last_num_logit_rows_ = info.num_logit_rows;
   return info;
 }
 

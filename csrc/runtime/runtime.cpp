@@ -7,7 +7,7 @@
 namespace skv {
 namespace {
 
-constexpr size_t kKeptStats = 65536;  // statistics of finished requests that nobody has taken yet
+constexpr size_t kKeptStats = 4096;  // statistics of finished requests that nobody has taken yet
 
 RuntimeOptions checked(RuntimeOptions o) {
   auto require = [](bool ok, const std::string& what) {
@@ -58,8 +58,10 @@ void Runtime::bind(const std::vector<std::pair<std::string, void*>>& arrays) {
   }
   for (auto& [name, data] : arrays) find(name)->set(data);
   buffers_.clear(sizes_);
-  last_num_tokens_ = last_num_copies_ = 0;
-  for (Row& row : rows_) row.owner = 0;
+  last_num_tokens_ = last_num_copies_ = last_num_logit_rows_ = 0;
+  for (auto& seq : sequences_) {
+    if (seq) seq->row_synced = 0;
+  }
 }
 
 // ---- sessions
@@ -222,10 +224,10 @@ uint64_t Runtime::submit(uint64_t session, const int32_t* tokens, int64_t num_to
 }
 
 // The request's session is idle and its tokens are settled: only the record goes.
-void Runtime::forget(Request& request) {
+void Runtime::forget(Request& request, bool keep_stats) {
   request.seq->request_id = 0;
   request.seq->committed = request.known();
-  finished_stats_[request.id] = request.stats;
+  if (keep_stats) finished_stats_[request.id] = request.stats;
   if (finished_stats_.size() > kKeptStats) finished_stats_.erase(finished_stats_.begin());
   requests_.erase(request.id);
 }
@@ -238,13 +240,13 @@ void Runtime::finish(uint64_t request_id, int64_t num_keep) {
                                 ", the request has generated " + std::to_string(request.num_generated()) +
                                 " tokens");
   }
-  finish_turn(request, request.prompt_length + num_keep);
+  finish_turn(request, request.prompt_length + num_keep, true);
 }
 
 void Runtime::abort(uint64_t request_id) {
   Request& request = get_request(request_id);
   if (request.admitted > 0) require_no_step("abort");
-  finish_turn(request, request.seq->committed);
+  finish_turn(request, request.seq->committed, false);
 }
 
 void Runtime::index_drafts() {

@@ -118,8 +118,10 @@ class Runtime {
   std::optional<StepInfo> plan();
   // Takes out_tokens and out_num_tokens of the planned step.
   std::vector<Event> commit();
-  // The planned step did not run: its blocks go back, the requests stay.
+  // The planned step did not run: its blocks go back, the requests stay. Does nothing where no step is
+  // planned, so that whoever was interrupted need not know how far it came.
   void cancel_step();
+  bool is_step_planned() const { return step_planned_; }
   // Ends a turn early with its delta and the first num_keep generated tokens committed. Not while a step is
   // planned.
   void finish(uint64_t request_id, int64_t num_keep);
@@ -128,7 +130,8 @@ class Runtime {
   // Brings the draft indices of running requests up to date. plan() does it where needed; a caller that has
   // launched a step and waits for the device can hide the work here.
   void index_drafts();
-  // Of a request in progress, or of a finished one: then once.
+  // Of a request in progress, or of a finished one: then once. Those of an aborted request are gone, and only
+  // the latest few thousand wait to be taken.
   RequestStats take_stats(uint64_t request_id);
 
   // ---- cache
@@ -139,7 +142,8 @@ class Runtime {
   void check() const;
 
   const StepBuffers& buffers() const { return buffers_; }
-  // Replaces arrays by the caller's, which must outlive the runtime or the next bind.
+  // Replaces arrays by the caller's, which must outlive the runtime or the next bind. All buffers are
+  // cleared; the next step writes the block tables of running requests from their first entry on.
   void bind(const std::vector<std::pair<std::string, void*>>& arrays);
   std::vector<BufferSpec> buffer_specs() { return buffers_.specs(sizes_); }
   const RuntimeOptions& options() const { return options_; }
@@ -194,7 +198,7 @@ class Runtime {
   Request& get_request(uint64_t request_id) const;
   void require_no_step(const char* what) const;
   void cut_back(Sequence& seq, int64_t length);
-  void forget(Request& request);
+  void forget(Request& request, bool keep_stats);
 
   // who runs (scheduler.cpp)
   void hold(Sequence& seq, bool match);
@@ -223,7 +227,7 @@ class Runtime {
   // results (commit.cpp)
   void check_results() const;
   Event commit_request(Request& request);
-  void finish_turn(Request& request, int64_t length);
+  void finish_turn(Request& request, int64_t length, bool keep_stats);
 
   RuntimeOptions options_;
   StepSizes sizes_;
@@ -243,6 +247,7 @@ class Runtime {
   int64_t budget_ = 0;                         // token rows left in the step being planned
   int64_t last_num_tokens_ = 0;
   int64_t last_num_copies_ = 0;
+  int64_t last_num_logit_rows_ = 0;
   bool step_planned_ = false;
   bool preempted_ = false;  // in the step being planned
   uint64_t next_request_id_ = 1;

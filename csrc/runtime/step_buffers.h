@@ -29,8 +29,10 @@ struct BufferSpec {
   int64_t num_bytes() const;
 };
 
-// Entries past what a step uses are neutral: token and position 0, slot -1, block -1, empty sequences,
-// temperature 0.
+// Entries past what a step uses are neutral: token, position, count and index 0, slot -1, copies from and to
+// block -1, empty sequences, greedy rows. Two arrays keep what earlier steps left there: block_table beyond
+// the blocks that seqused_k covers (rows of running requests are only added to), and out_tokens, the
+// caller's.
 struct StepBuffers {
   int32_t* token_ids;        // [max_batch_tokens]
   int64_t* positions;        // [max_batch_tokens]

@@ -1,5 +1,6 @@
 // Random sessions, turns, forks, rollbacks, failures and evictions over a fake KV memory: every answer is the
 // one that a fresh session would give, and every invariant holds after every operation.
+#include <list>
 #include <map>
 #include <random>
 
@@ -101,6 +102,8 @@ class Fuzz {
       CHECK_THROWS(runtime_.length(session), skv::StaleHandle);
     } else if (kind < 88) {
       runtime_.evict(pick(1, 8));
+    } else if (kind < 89) {
+      bind();
     } else if (kind < 92) {
       const auto info = runtime_.plan();
       CHECK(info.has_value() == !turns_.empty());
@@ -120,6 +123,17 @@ class Fuzz {
       }
       turns_.erase(turn);
     }
+  }
+
+  // Some buffers move, at any time between two steps.
+  void bind() {
+    std::vector<std::pair<std::string, void*>> arrays;
+    for (const skv::BufferSpec& spec : runtime_.buffer_specs()) {
+      if (pick(0, 1)) continue;
+      bound_.emplace_back(spec.num_bytes(), 77);
+      arrays.emplace_back(spec.name, bound_.back().data());
+    }
+    runtime_.bind(arrays);
   }
 
   void submit() {
@@ -172,6 +186,7 @@ class Fuzz {
   fake::Device device_;
   std::map<uint64_t, std::vector<int32_t>> sessions_;
   std::map<uint64_t, Turn> turns_;
+  std::list<std::vector<char>> bound_;
 };
 
 }  // namespace

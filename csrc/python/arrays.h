@@ -1,0 +1,60 @@
+// Arrays that cross the Python boundary: tokens come in as int32 or are refused, results go out as copies.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+namespace skv::python {
+
+namespace py = pybind11;
+
+using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+
+// Refuses what is no token, before a conversion to int32 could wrap it.
+template <class T>
+void require_tokens(const py::array& array, const std::string& what) {
+  const auto values = py::array_t<T, py::array::c_style | py::array::forcecast>(array);
+  const T* data = values.data();
+  bool ok = true;  // one pass without branches: nearly always all are fine
+  for (py::ssize_t i = 0; i < values.size(); ++i) ok &= data[i] >= 0 && data[i] <= T(INT32_MAX);
+  if (ok) return;
+  const T* bad = std::find_if(data, data + values.size(), [](T t) { return !(t >= 0 && t <= T(INT32_MAX)); });
+  throw py::value_error(what + "[" + std::to_string(bad - data) + "] is " + std::to_string(*bad) +
+                        ", expected a token from 0 to " + std::to_string(INT32_MAX));
+}
+
+// Integers only: a silently truncated float or an unflattened batch is a caller's bug.
+inline Tokens to_tokens(const py::object& object, const std::string& call,
+                        const std::string& argument = "tokens") {
+  const std::string what = call + ": " + argument;
+  py::array array = py::array::ensure(object);
+  if (!array) throw py::type_error(what + " is not an array of integers");
+  if (array.ndim() != 1) throw py::value_error(what + " must have one dimension");
+  if (array.size() == 0) return Tokens(0);  // numpy makes an empty list a float64 array
+  const char kind = array.dtype().kind();
+  if (kind != 'i' && kind != 'u') {
+    throw py::type_error(what + " has dtype " + py::str(array.dtype()).cast<std::string>() +
+                         ", expected int32");
+  }
+  if (array.dtype().equal(py::dtype::of<int32_t>())) {
+    require_tokens<int32_t>(array, what);
+  } else if (kind == 'i') {
+    require_tokens<int64_t>(array, what);
+  } else {
+    require_tokens<uint64_t>(array, what);
+  }
+  return Tokens(array);
+}
+
+template <class T>
+py::array_t<T> copy_of(const T* data, int64_t n) {
+  py::array_t<T> array(n);
+  std::copy_n(data, n, array.mutable_data());
+  return array;
+}
+
+}  // namespace skv::python
