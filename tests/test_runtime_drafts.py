@@ -1,5 +1,7 @@
 """The incremental draft index means what propose_drafts means, at any time, in every fork."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -69,6 +71,29 @@ def test_long_history_with_growing_tables():
         assert index.propose(8).tolist() == brute_force(known, 8, 4, 2, True)
     index.truncate(3300)
     assert index.propose(8).tolist() == history[400:408].tolist()
+
+
+def best_seconds(index):
+    times = []
+    for _ in range(30):
+        begin = time.perf_counter()
+        index.propose(4)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def test_a_fork_rolled_back_far_does_not_walk_its_parents_future():
+    parent = rt.DraftIndex(1, 1)
+    parent.extend(np.arange(400_000, dtype=np.int32) % 2)
+    fresh = rt.DraftIndex(1, 1)
+    fresh.extend(np.arange(1001, dtype=np.int32) % 2)
+    fork = parent.fork()
+    fork.truncate(1001)
+    for index in (fork, fresh):
+        index.extend([1])
+        assert index.propose(4).tolist() == [0, 1]
+    assert best_seconds(fork) < 10 * best_seconds(fresh)
+    assert len(parent) == 400_000 and parent.propose(4).tolist() == [0, 1]
 
 
 def test_overlap_and_the_end_of_history():

@@ -200,10 +200,21 @@ void DraftIndex::truncate(const int32_t* history, int64_t length) {
   length_ = length;
   while (!views_.empty() && views_.back().layer->begin >= length) views_.pop_back();
   if (views_.empty()) return;
-  // A shared layer stays whole and is only looked at up to the limit, and so does one with tokens of a copy
-  // that is gone. One of our own is cut now, while history still holds its tokens.
   View& view = views_.back();
-  if (view.layer.use_count() == 1 && view.layer->end == view.limit) cut(*view.layer, history, length);
+  const int64_t begin = view.layer->begin;
+  // One of our own is cut now, while history still holds its tokens.
+  if (view.layer.use_count() == 1 && view.layer->end == view.limit) {
+    cut(*view.layer, history, length);
+  } else if (2 * (length - begin) < view.layer->end - begin) {
+    // Links start at the latest occurrence: proposals would walk all that lies behind the limit. What is left
+    // is less than what went, and gets a layer of its own.
+    views_.pop_back();
+    length_ = begin;
+    extend(history, length);
+    return;
+  }
+  // A shared layer stays whole and is only looked at up to the limit, and so does one with tokens of a copy
+  // that is gone.
   view.limit = length;
 }
 

@@ -11,6 +11,7 @@
 //
 // A fork shares everything so far: layers are shared between copies, and whoever adds tokens to a shared
 // layer puts a layer of its own on top. Layers are merged geometrically, so their number stays logarithmic.
+// Who rolls back to less than half of a shared layer leaves it and indexes the rest anew.
 //
 // The index holds no tokens: every call gets the history that it was extended with.
 #pragma once
