@@ -247,6 +247,32 @@ def test_abort_at_any_time_leaves_the_session_as_it_was():
         world.turn(session, [6] * 3, max_tokens=4)
 
 
+@pytest.mark.parametrize("order", ["oldest first", "newest first", "a turn after each"])
+def test_a_conversation_forgets_the_branches_that_are_gone(order):
+    """A fork kept per turn costs a node per turn, and after it is closed nothing."""
+    world = World(num_blocks=900, block_size=4, num_drafts=0)
+    session = world.rt.open()
+    forks = []
+    for i in range(60):
+        world.turn(session, [i % 7, 1, i % 5, 2, 3], max_tokens=1 + i % 3)
+        forks.append(world.rt.fork(session))
+    used = world.rt.stats()
+    assert used["nodes"] >= 59
+    for fork in forks if order == "oldest first" else reversed(forks):
+        world.rt.close(fork)
+        if order == "a turn after each":
+            world.turn(session, [2], max_tokens=1)
+    reused = world.turn(session, [1], max_tokens=1)
+    assert reused["reused_tokens"] == reused["prompt_tokens"] - 2 and reused["recomputed_tokens"] == 0
+    stats = world.rt.stats()
+    assert stats["nodes"] <= 8
+    # Blocks that only a closed fork's tail needed are free again: the conversation takes what its tokens take.
+    assert stats["evictable"] <= -(-world.rt.resident(session) // 4) + stats["nodes"] < used["evictable"]
+    for length in (150, 77, 30, 3):
+        world.rt.rollback(session, length)
+        world.turn(session, [6], max_tokens=2)
+
+
 def test_statistics_of_aborted_requests_go_and_of_finished_ones_do_not_pile_up():
     runtime = rt.Runtime(8, 4)
     session = runtime.open()

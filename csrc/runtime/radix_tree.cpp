@@ -260,8 +260,15 @@ void RadixTree::lock_one(Node* node) {
 }
 
 void RadixTree::lock(Node* node) {
-  for (; !node->is_root(); node = node->parent) lock_one(node);
+  Node* const lowest = node;
+  const Node* below = nullptr;
+  bool joinable = false;
+  for (; !node->is_root(); below = node, node = node->parent) {
+    lock_one(node);
+    joinable = joinable || (below && can_join(node, below));
+  }
   ++node->num_locks;
+  if (joinable) join_path(lowest);
 }
 
 void RadixTree::unlock(Node* node) {

@@ -9,7 +9,8 @@
 // One root per namespace. A running turn LOCKS its node: the lock counts on every node up to the root, so a
 // parent's count is never below a child's. An idle sequence only ATTACHES: the node may be evicted, and the
 // sequence is told. Nothing here walks the history: every operation costs what it adds, matches or removes,
-// plus the depth for locks.
+// plus the depth for locks. Locking a path joins its nodes that nothing needs apart any more (nobody rests on
+// them, one child), so that the depth follows the branches there are, not those there once were.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,8 @@
 namespace skv {
 
 // Tokens and blocks of a vertical chain of nodes that were split from one: ranges of the same storage, so a
-// split copies nothing. The storage always ends where the chain's deepest node ends.
+// split copies nothing. The storage always ends where the chain's deepest node ends. It may begin with tokens
+// of a node that was joined to its parent, which has them in its own storage.
 struct NodeStorage {
   int64_t base = 0;         // position of tokens[0]
   int64_t first_block = 0;  // block index of blocks[0]
@@ -41,6 +43,7 @@ class ChildMap {
   void set(int32_t token, Node* child);
   void erase(int32_t token);
   bool empty() const { return few_.empty() && many_.empty(); }
+  size_t size() const { return few_.size() + many_.size(); }
   template <class Fn>
   void for_each(Fn fn) const {
     for (auto& entry : few_) fn(entry.second);
@@ -133,6 +136,7 @@ class RadixTree {
   // The node on the path of `node` that ends exactly at length <= node->end.
   Node* ancestor_at(Node* node, int64_t length);
 
+  // Of the path, only nodes that nobody rests on or locks for themselves may go; `node` stays.
   void lock(Node* node);
   void unlock(Node* node);
   void attach(Attachment* who, Node* node);
@@ -163,6 +167,9 @@ class RadixTree {
   void drop_subtree(Node* node);
   void erase_root(Root* root);
   void lock_one(Node* node);
+  bool can_join(const Node* upper, const Node* lower) const;
+  void join(Node* upper, Node* lower);
+  void join_path(Node* node);
   bool shares_first_block(const Node* node) const;
   int64_t num_counted_blocks(const Node* node) const;
   int64_t blocks_for(int64_t length) const { return (length + block_size_ - 1) / block_size_; }
