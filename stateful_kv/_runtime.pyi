@@ -124,6 +124,9 @@ class Runtime:
         """Leading tokens whose KV is in the cache."""
     def tokens(self, session: int, start: int = 0) -> NDArray[np.int32]:
         """A copy of the committed tokens from `start` on."""
+    def request_of(self, session: int) -> int:
+        """The id of the request whose turn is in progress, 0 if none."""
+
     def is_running(self, session: int) -> bool:
         """Whether a request of the session is waiting or running."""
     def submit(

@@ -4,11 +4,11 @@ An Engine owns one model, one block pool and the radix tree over it; a Session i
 One thread owns an engine and all its sessions.
 """
 
+import operator
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,129 +16,9 @@ from torch import Tensor
 
 from . import models
 from .generate import KVCache, Loop, score
-from .runtime import OutOfBlocks, Runtime
+from .runtime import Runtime
 from .sampling import PromptLookup, SamplingParams
-
-Tokens = Sequence[int] | np.ndarray | Tensor
-
-
-@dataclass(frozen=True)
-class TurnStats:
-    """What a turn cost.
-
-    Tokens: prompt = everything the answer depends on; of it, reused came from the cache, delta is what the caller
-    brought, recomputed is KV that had been evicted. fed = rows that entered the model, answer and drafts included.
-    drafted / accepted: speculated tokens. Seconds: prefill_s from submission to the first token, decode_s from there to
-    the last.
-    """
-
-    prompt_tokens: int
-    reused_tokens: int
-    delta_tokens: int
-    recomputed_tokens: int
-    fed_tokens: int
-    drafted: int
-    accepted: int
-    prefill_s: float
-    decode_s: float
-
-    @property
-    def ttft_s(self) -> float:
-        """Time to first token: another name of prefill_s."""
-        return self.prefill_s
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One answer: its tokens, why it ended ("stop" | "length"), what it cost."""
-
-    tokens: list[int]
-    finish_reason: str
-    stats: TurnStats
-
-
-@dataclass(frozen=True)
-class Request:
-    """A turn to take: `tokens` are appended to the session's conversation, then an answer is drawn."""
-
-    session: "Session"
-    tokens: Tokens
-    params: SamplingParams = field(default_factory=SamplingParams)
-    priority: int = 0  # under memory pressure the lowest is preempted first
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a step did for one submitted request; `turn` is set on its last event."""
-
-    request_id: int
-    tokens: list[int]
-    turn: Turn | None
-
-
-class _Running:
-    """A submitted request on its way."""
-
-    def __init__(self, request_id: int, session: "Session", start_length: int, delta_length: int):
-        self.request_id, self.session = request_id, session
-        self.start_length, self.delta_length = start_length, delta_length
-        self.tokens: list[int] = []
-        self.turn: Turn | None = None
-        self.is_server_request = False
-        self.submitted_at = time.perf_counter()
-        self.first_token_at = self.submitted_at
-
-
-class Session:
-    """An agent's conversation, until close(). Its tokens stay; its KV stays while memory allows and is otherwise
-    recomputed, with the same answers."""
-
-    def __init__(self, engine: "Engine", handle: int):
-        self._engine, self._handle = engine, handle
-
-    @property
-    def tokens(self) -> list[int]:
-        return self._engine._runtime.tokens(self._handle).tolist()
-
-    def __len__(self) -> int:
-        return self._engine._runtime.length(self._handle)
-
-    @property
-    def resident(self) -> int:
-        """How many leading tokens have their KV in the cache right now."""
-        return self._engine._runtime.resident(self._handle)
-
-    def generate(self, new_tokens: Tokens, params: SamplingParams | None = None) -> Turn:
-        """One turn: ingests new_tokens (a delta; the conversation so far is not computed again), draws an answer.
-
-        Raises ValueError for bad tokens, OutOfBlocks when the pool cannot hold the turn; the session is then as before.
-        """
-        return self._engine.generate([Request(self, new_tokens, params or SamplingParams())])[0]
-
-    def stream(self, new_tokens: Tokens, params: SamplingParams | None = None) -> Iterator[int]:
-        """As generate, token by token. Closing the iterator early commits exactly the tokens it yielded."""
-        return self._engine._stream(Request(self, new_tokens, params or SamplingParams()))
-
-    def fork(self) -> "Session":
-        """A second conversation with the same past. Copy-on-write: no KV is copied until one of the two writes into the
-        tail block they share."""
-        return Session(self._engine, self._engine._runtime.fork(self._handle))
-
-    def rollback(self, length: int) -> None:
-        """Forgets everything after the first `length` tokens."""
-        self._engine._runtime.rollback(self._handle, length)
-
-    def close(self) -> None:
-        """Ends the conversation; what it wrote stays in the prefix cache until evicted. Closing twice is harmless."""
-        if self._handle is not None:
-            self._engine._runtime.close(self._handle)
-            self._handle = None
-
-    def __enter__(self) -> "Session":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
+from .session import Event, Request, Running, Session, Tokens, Turn, TurnStats
 
 
 class Engine:
@@ -163,6 +43,16 @@ class Engine:
         max_seqs: int = 64,
         eviction: str = "lru",
     ):
+        for name, value, low, high in (
+            ("block_size", block_size, 1, 256),
+            ("num_blocks", 1 if num_blocks is None else num_blocks, 1, 2**31 - 1),
+            ("max_batch_tokens", max_batch_tokens, 1, 2**31 - 1),
+            ("max_seqs", max_seqs, 1, 2**20),
+        ):
+            if not low <= operator.index(value) <= high:
+                raise ValueError(f"Engine: {name} is {value}, expected {low} to {high}")
+        if speculation is not None and not isinstance(speculation, PromptLookup):
+            raise TypeError(f"Engine: speculation is {speculation!r}, expected a PromptLookup or None")
         self.model, self.block_size = model, block_size
         self.max_length = model.config.max_position
         max_blocks_per_seq = -(-self.max_length // block_size)
@@ -183,8 +73,11 @@ class Engine:
             policy=eviction,
         )
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime)
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._events: list[Event] = []
+        self._is_stepping = False
+        self._to_finish: list[tuple[Running, int]] = []  # streams dropped while a step was under way
+        self._last_request_id = 0
 
     @classmethod
     def from_pretrained(
@@ -211,15 +104,17 @@ class Engine:
 
         All or nothing: when one fails, every session is as it was before the call.
         """
-        running: list[_Running] = []
+        before: list[tuple[Session, int]] = []
+        running: list[Running] = []
         try:
             for request in requests:
+                if request.session._engine is self and not self._runtime.is_running(request.session._handle):
+                    before.append((request.session, len(request.session)))
                 running.append(self._submit(request))
             while any(r.turn is None for r in running):
                 self._advance()
         except BaseException:
-            for r in reversed(running):
-                self._undo(r)
+            self._restore(before)
             raise
         return [r.turn for r in running]
 
@@ -247,11 +142,14 @@ class Engine:
         return events
 
     def abort(self, request_id: int) -> None:
-        """Forgets a submitted request; its session is as before it."""
+        """Forgets a submitted request: its session is as before it, no event of it comes any more. When it has just
+        finished nothing is left to forget: its turn stands."""
+        if not 0 < request_id <= self._last_request_id:
+            raise ValueError(f"abort: request_id is {request_id}, expected an id that submit() returned")
         running = self._running.get(request_id)
-        if running is None:
-            raise ValueError(f"abort: request_id is {request_id}, expected a request that is still running")
-        self._undo(running)
+        if running is not None:
+            self._restore([(running.session, running.start_length)])
+            self._events = [event for event in self._events if event.request_id != request_id]
 
     def stats(self) -> dict[str, int]:
         """Counters and the state of the pool: rows_fed (rows that entered the model), steps, blocks_copied, and all of
@@ -282,36 +180,44 @@ class Engine:
             )
         return np.ascontiguousarray(array, np.int32)
 
-    def _submit(self, request: Request) -> _Running:
+    def _submit(self, request: Request) -> Running:
         session, params = request.session, request.params
         if session._engine is not self:
             raise ValueError("generate: the session belongs to another engine")
         tokens = self._checked(request.tokens)
         start = len(session)
-        if start + len(tokens) + params.max_tokens > self.max_length:
+        room = self.max_length - start - len(tokens)
+        if room < 1:
             raise ValueError(
-                f"generate: {start} tokens so far + {len(tokens)} new + max_tokens {params.max_tokens} exceed "
-                f"the model's {self.max_length} positions"
+                f"generate: {start} tokens so far + {len(tokens)} new leave no room for an answer within the "
+                f"model's {self.max_length} positions"
             )
         request_id = self._runtime.submit(
             session._handle,
             tokens,
-            max_tokens=params.max_tokens,
+            max_tokens=min(params.max_tokens, room),
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
             seed=params.drawn_seed(),
             stop_token_ids=np.asarray(params.stop_token_ids, np.int32),
-            priority=request.priority,
+            priority=operator.index(request.priority),
         )
-        running = _Running(request_id, session, start, len(tokens))
+        self._last_request_id = max(self._last_request_id, request_id)
+        running = Running(request_id, session, start, len(tokens))
         self._running[request_id] = running
         return running
 
     def _advance(self) -> None:
         """One step; its events go to the requests they belong to."""
-        events = self._loop.step()
+        while self._to_finish:
+            self._finish_early(*self._to_finish.pop())
+        self._is_stepping = True
+        try:
+            events = self._loop.step()
+        finally:
+            self._is_stepping = False
         if events is None:
             raise RuntimeError("no request can run, although some are waiting")
         now = time.perf_counter()
@@ -325,7 +231,7 @@ class Engine:
             if running.is_server_request:
                 self._events.append(Event(request_id, tokens, running.turn))
 
-    def _complete(self, running: _Running, finish_reason: str, now: float) -> None:
+    def _complete(self, running: Running, finish_reason: str, now: float) -> None:
         stats = self._runtime.stats_of(running.request_id)
         del self._running[running.request_id]
         names = (
@@ -337,6 +243,7 @@ class Engine:
             "drafted",
             "accepted",
         )
+        stats["reused_tokens"] = min(stats["reused_tokens"], stats["prompt_tokens"] - 1)  # one row is fed at least
         turn_stats = TurnStats(
             **{name: stats[name] for name in names},
             prefill_s=running.first_token_at - running.submitted_at,
@@ -344,35 +251,34 @@ class Engine:
         )
         running.turn = Turn(running.tokens, finish_reason, turn_stats)
 
-    def _undo(self, running: _Running) -> None:
-        """The session as it was before the request, finished or not."""
-        if running.turn is not None:
-            running.session.rollback(running.start_length)
-            return
-        self._runtime.abort(running.request_id)
-        del self._running[running.request_id]
+    def _restore(self, before: list[tuple[Session, int]]) -> None:
+        """Sessions as they were: whatever an interrupt left half done, by what the runtime says of each of them."""
+        self._runtime.cancel_step()
+        for session, length in before:
+            self._forget_turn(session)
+            if not session._is_closed and len(session) > length:
+                session.rollback(length)
 
-    def _stream(self, request: Request) -> Iterator[int]:
-        running = self._submit(request)
-        yielded = 0
-        try:
-            while True:
-                while yielded < len(running.tokens):
-                    yielded += 1
-                    yield running.tokens[yielded - 1]
-                if running.turn is not None:
-                    return
-                self._advance()
-        except GeneratorExit:
-            if running.turn is not None:
-                request.session.rollback(running.start_length + running.delta_length + yielded)
-            else:
-                self._runtime.finish(running.request_id, yielded)
-                del self._running[running.request_id]
-            raise
-        except BaseException:
-            self._undo(running)
-            raise
+    def _forget_turn(self, session: Session) -> None:
+        """Aborts the session's turn in progress, if there is one."""
+        if not session._is_closed and (request_id := self._runtime.request_of(session._handle)):
+            self._runtime.cancel_step()
+            self._runtime.abort(request_id)
+        for request_id in [i for i, r in self._running.items() if r.session is session]:
+            del self._running[request_id]
+
+    def _finish_early(self, running: Running, num_kept: int) -> None:
+        """Ends a stream's turn with exactly its first num_kept tokens."""
+        session = running.session
+        if self._is_stepping:  # dropped by the garbage collector in the middle of a step
+            self._to_finish.append((running, num_kept))
+        elif self._running.pop(running.request_id, None) is not None:
+            self._runtime.finish(running.request_id, num_kept)
+        elif running.turn is not None and not session._is_closed:
+            begin = running.start_length + running.delta_length
+            # Computed to its end already. Whatever the session did since then builds on the whole answer.
+            if not self._runtime.is_running(session._handle) and len(session) == begin + len(running.tokens):
+                session.rollback(begin + num_kept)
 
 
 def _default_num_blocks(model: models.Decoder, block_size: int, useful: int) -> int:
@@ -382,16 +288,3 @@ def _default_num_blocks(model: models.Decoder, block_size: int, useful: int) -> 
     else:
         budget = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 4, 8 << 30)
     return max(1, min(budget // per_block, useful))
-
-
-__all__ = [
-    "Engine",
-    "Event",
-    "OutOfBlocks",
-    "PromptLookup",
-    "Request",
-    "SamplingParams",
-    "Session",
-    "Turn",
-    "TurnStats",
-]

@@ -112,15 +112,15 @@ class Loop:
     def step(self) -> list[tuple[int, list[int], str | None]] | None:
         """One step of every running request. Returns the runtime's events (request, new tokens, finish reason), or
         None when nothing is runnable. When the forward pass fails or is interrupted, nothing is committed."""
-        plan = self.runtime.plan()
-        if plan is None:
-            return None
         try:
+            plan = self.runtime.plan()
+            if plan is None:
+                return None
             self._run(plan)
+            return self.runtime.commit()
         except BaseException:
-            self.runtime.cancel_step()
+            self.runtime.cancel_step()  # nothing happens if the step was committed or never planned
             raise
-        return self.runtime.commit()
 
     def _run(self, plan) -> None:
         if plan.num_copies:
@@ -146,6 +146,8 @@ class Loop:
         hidden = forward(self.model, self.cache, batch)
         if plan.num_logit_rows:
             self._verify(plan, hidden)
+        if self.model.device.type == "cuda":  # the next plan overwrites the buffers that this step's copies read
+            torch.cuda.current_stream(self.model.device).synchronize()
 
     def _verify(self, plan, hidden: Tensor) -> None:
         rows = self._take("logit_rows", plan.num_logit_rows)
@@ -167,7 +169,6 @@ class Loop:
         if self.model.device.type == "cuda":
             self._host["out_tokens"][: plan.num_seqs].copy_(tokens, non_blocking=True)
             self._host["out_num_tokens"][: plan.num_seqs].copy_(num_tokens, non_blocking=True)
-            torch.cuda.current_stream(self.model.device).synchronize()
 
 
 @torch.inference_mode()

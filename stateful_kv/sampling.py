@@ -1,5 +1,6 @@
 """What a caller asks of a turn: sampling, stops, speculation."""
 
+import operator
 import random
 from dataclasses import dataclass, field
 
@@ -9,8 +10,9 @@ class SamplingParams:
     """How one answer is drawn.
 
     max_tokens: at most this many tokens. temperature 0: greedy, else logits / temperature. top_k <= 0, top_p >= 1,
-    min_p <= 0 switch those filters off. stop_token_ids end the answer and are part of it. seed: same seed, same
-    conversation, same answer, with drafts or without; None draws a fresh one for each turn.
+    min_p <= 0 switch those filters off. stop_token_ids (any iterable of ids) end the answer and are part of it. seed
+    (any integer, taken modulo 2^64): same seed, same conversation, same answer, with drafts or without; None draws a
+    fresh one for each turn.
     """
 
     max_tokens: int = 128
@@ -22,15 +24,33 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self):
-        if self.max_tokens < 1:
-            raise ValueError(f"SamplingParams: max_tokens is {self.max_tokens}, expected at least 1")
+        for name, low, high in (("max_tokens", 1, 2**31 - 1), ("top_k", -(2**31), 2**31 - 1)):
+            try:
+                value = operator.index(getattr(self, name))
+            except TypeError:
+                raise TypeError(f"SamplingParams: {name} is {getattr(self, name)!r}, expected an integer") from None
+            if not low <= value <= high:
+                raise ValueError(f"SamplingParams: {name} is {value}, expected {low} to {high}")
+        try:
+            stops = tuple(operator.index(t) for t in self.stop_token_ids)
+            seed = None if self.seed is None else operator.index(self.seed)
+        except TypeError:
+            raise TypeError(
+                f"SamplingParams: stop_token_ids is {self.stop_token_ids!r}, seed {self.seed!r}, expected integers"
+            ) from None
+        if any(not 0 <= t < 2**31 for t in stops):
+            raise ValueError(f"SamplingParams: stop_token_ids is {stops}, expected token ids")
+        object.__setattr__(self, "stop_token_ids", stops)
+        object.__setattr__(self, "seed", seed)
         if not 0.0 <= self.temperature < float("inf"):
             raise ValueError(f"SamplingParams: temperature is {self.temperature}, expected a finite number >= 0")
         if self.top_p != self.top_p or self.min_p != self.min_p:
             raise ValueError("SamplingParams: top_p or min_p is NaN, expected a number")
 
     def drawn_seed(self) -> int:
-        return random.getrandbits(63) if self.seed is None else int(self.seed)
+        if self.seed is None:
+            return random.getrandbits(63)
+        return (self.seed + 2**63) % 2**64 - 2**63  # any integer, as 64 bits
 
 
 @dataclass(frozen=True)
@@ -44,9 +64,10 @@ class PromptLookup:
     latest: bool = True
 
     def __post_init__(self):
-        if not 1 <= self.min_ngram <= self.max_ngram:
+        if not 1 <= self.min_ngram <= self.max_ngram <= 16:
             raise ValueError(
-                f"PromptLookup: min_ngram is {self.min_ngram}, max_ngram {self.max_ngram}, expected 1 <= min <= max"
+                f"PromptLookup: min_ngram is {self.min_ngram}, max_ngram {self.max_ngram}, "
+                "expected 1 <= min_ngram <= max_ngram <= 16"
             )
         if self.num_drafts < 1:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from checkpoints import VOCAB, save
 
 import stateful_kv as skv
+from stateful_kv.runtime import StaleHandle
 
 GREEDY = skv.SamplingParams(max_tokens=8)
 SAMPLED = skv.SamplingParams(max_tokens=12, temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, seed=11)
@@ -102,7 +103,7 @@ def test_prefixes_are_shared_and_namespaces_keep_them_apart(engine_of):
     expected = cold(engine_of, prompt, GREEDY)
     assert engine.complete(prompt, GREEDY).stats.reused_tokens == 0
     again = engine.complete(prompt, GREEDY)
-    assert again.stats.reused_tokens == len(prompt) and again.tokens == expected  # one row is fed for its logits
+    assert again.stats.reused_tokens == len(prompt) - 1 and again.tokens == expected
     partly = engine.complete(prompt[:37] + delta(6, 9), GREEDY)
     assert partly.stats.reused_tokens == 37
     assert partly.tokens == cold(engine_of, prompt[:37] + delta(6, 9), GREEDY)
@@ -187,8 +188,9 @@ def test_servers_submit_step_and_abort(engine_of):
         assert got[ids[k]] == turns[ids[k]].tokens == cold(engine_of, prompts[k], SAMPLED)
     assert sessions[1].tokens == []
     assert engine.step() == []
+    engine.abort(ids[1])  # gone already: a disconnecting client may be late
     with pytest.raises(ValueError, match="request_id"):
-        engine.abort(ids[1])
+        engine.abort(ids[2] + 1)
 
 
 def test_an_interrupted_turn_leaves_everything_as_it_was(engine_of, monkeypatch):
@@ -211,6 +213,75 @@ def test_an_interrupted_turn_leaves_everything_as_it_was(engine_of, monkeypatch)
     engine._runtime.check()
     assert a.generate(delta(31, 30), SAMPLED).tokens == cold(engine_of, tokens_before + delta(31, 30), SAMPLED)
     assert b.generate(delta(32, 3), GREEDY).tokens == cold(engine_of, delta(32, 3), GREEDY)
+
+
+class InterruptAfter:
+    """The runtime, raising KeyboardInterrupt right after the n-th call of a method returned: where signals arrive."""
+
+    def __init__(self, runtime, method, n):
+        self._runtime, self._method, self._left = runtime, method, n
+
+    def __getattr__(self, name):
+        value = getattr(self._runtime, name)
+        if name != self._method:
+            return value
+
+        def call(*args, **kwargs):
+            result = value(*args, **kwargs)
+            self._left -= 1
+            if self._left == 0:
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("method", ["submit", "plan", "commit", "stats_of"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_interrupt_between_two_calls_leaves_everything_as_it_was(engine_of, method, n):
+    engine = engine_of(max_batch_tokens=16)
+    a, b = engine.open_session(), engine.open_session()
+    a.generate(delta(30, 21), GREEDY)
+    tokens_before, runtime = a.tokens, engine._runtime
+    engine._runtime = engine._loop.runtime = InterruptAfter(runtime, method, n)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([skv.Request(a, delta(31, 30), SAMPLED), skv.Request(b, delta(32, 3), GREEDY)])
+    engine._runtime = engine._loop.runtime = runtime
+    assert (a.tokens, b.tokens) == (tokens_before, [])
+    runtime.check()
+    assert a.generate(delta(31, 30), SAMPLED).tokens == cold(engine_of, tokens_before + delta(31, 30), SAMPLED)
+    assert b.generate(delta(32, 3), GREEDY).tokens == cold(engine_of, delta(32, 3), GREEDY)
+
+
+def test_a_stream_closed_late_takes_nothing_from_later_turns(engine_of):
+    engine = engine_of()
+    session = engine.open_session()
+    stream = session.stream(delta(14, 9), skv.SamplingParams(max_tokens=1))
+    first = next(stream)  # computed to its end, not yet noticed by the reader
+    second = session.generate(delta(15, 4), GREEDY)
+    stream.close()
+    del stream
+    assert session.tokens == delta(14, 9) + [first] + delta(15, 4) + second.tokens
+
+
+def test_a_stream_starts_at_once_and_may_be_closed_unread(engine_of):
+    engine = engine_of()
+    session = engine.open_session()
+    with pytest.raises(ValueError, match="vocabulary"):
+        session.stream([VOCAB])
+    session.stream(delta(16, 20), GREEDY).close()
+    assert session.tokens == delta(16, 20)
+    assert session.generate([1], GREEDY).tokens == cold(engine_of, delta(16, 20) + [1], GREEDY)
+    with pytest.raises(ZeroDivisionError), engine.open_session() as other:
+        stream = other.stream(delta(17, 5), GREEDY)
+        next(stream)
+        raise ZeroDivisionError
+
+
+def test_an_answer_ends_where_the_positions_do(engine_of):
+    session = engine_of().open_session()
+    turn = session.generate(delta(18, 500), skv.SamplingParams(max_tokens=100))
+    assert (turn.finish_reason, len(turn.tokens), len(session)) == ("length", 12, 512)
 
 
 def test_bad_requests_are_refused_before_anything_happens(engine_of):
@@ -238,10 +309,26 @@ def test_bad_requests_are_refused_before_anything_happens(engine_of):
     for bad in (dict(max_tokens=0), dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_p=float("nan"))):
         with pytest.raises(ValueError, match="SamplingParams"):
             skv.SamplingParams(**bad)
+    for bad in (
+        dict(max_tokens=4.0),
+        dict(top_k=1.5),
+        dict(seed=1.9),
+        dict(stop_token_ids=2),
+        dict(stop_token_ids=(2.7,)),
+    ):
+        with pytest.raises(TypeError, match="SamplingParams"):
+            skv.SamplingParams(**bad)
+    assert skv.SamplingParams(stop_token_ids={3}, seed=2**64 + 5).drawn_seed() == 5
+    for bad in (dict(block_size=0), dict(block_size=300), dict(max_batch_tokens=0), dict(num_blocks=2**31)):
+        with pytest.raises(ValueError, match=f"Engine: {next(iter(bad))}"):
+            engine_of(**bad)
+    with pytest.raises(TypeError, match="speculation"):
+        engine_of(speculation=True)
     session.close()
     session.close()
-    with pytest.raises((ValueError, KeyError, TypeError)):
-        session.generate([1], GREEDY)
+    for use in (lambda: session.generate([1], GREEDY), lambda: len(session), session.fork):
+        with pytest.raises(StaleHandle):
+            use()
 
 
 def test_memory_pressure_costs_time_and_never_answers(engine_of):

@@ -100,6 +100,23 @@ def test_what_is_not_supported_is_named(changes, error, message, checkpoints, tm
         skv.Engine.from_pretrained(edited(save("llama3", checkpoints), tmp_path, **changes))
 
 
+def test_tensors_that_the_config_does_not_explain_are_refused(checkpoints, tmp_path):
+    with pytest.raises(ValueError, match=r"no place for tensor 'model\.layers\.2"):
+        skv.Engine.from_pretrained(edited(save("llama3", checkpoints), tmp_path, num_hidden_layers=2))
+
+
+def test_a_head_that_differs_from_the_embedding_is_used(checkpoints, tmp_path):
+    untied = save("llama2", checkpoints)
+    claims_tied = edited(untied, tmp_path, tie_word_embeddings=True)
+    a, b = (skv.Engine.from_pretrained(p, num_blocks=16).score(turns(4)[0]) for p in (untied, claims_tied))
+    assert torch.equal(a, b)
+
+
+def test_yarn_extends_the_positions(checkpoints):
+    engine = skv.Engine.from_pretrained(save("llama-yarn", checkpoints), num_blocks=8)
+    assert engine.max_length == 512  # 128 trained positions, factor 4
+
+
 def test_missing_files_are_named(tmp_path, checkpoints):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         skv.Engine.from_pretrained(tmp_path)

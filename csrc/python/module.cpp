@@ -379,6 +379,9 @@ void define_runtime(py::module_& m) {
       .def(
           "is_running", [](PyRuntime& r, uint64_t session) { return r.get().is_running(session); },
           py::arg("session"))
+      .def(
+          "request_of", [](PyRuntime& r, uint64_t session) { return r.runtime.request_of(session); },
+          py::arg("session"))
       .def("submit", &submit, py::arg("session"), py::arg("tokens"), py::arg("max_tokens"),
            py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
            py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("stop_token_ids") = py::tuple(),

@@ -109,6 +109,8 @@ class Runtime {
   int64_t resident(uint64_t session) const;
   const int32_t* tokens(uint64_t session) const { return get(session).tokens.data(); }
   bool is_running(uint64_t session) const { return get(session).request_id != 0; }
+  // The request whose turn is in progress; 0: none.
+  uint64_t request_of(uint64_t session) const { return get(session).request_id; }
 
   // ---- turns
   // Throws OutOfBlocks if the turn could not finish even with the whole pool to itself.

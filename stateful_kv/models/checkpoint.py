@@ -1,5 +1,6 @@
 """Loads a Hugging Face checkpoint directory: config.json and safetensors, sharded or not."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -55,6 +56,9 @@ class _Tensors:
             file = safe_open(str(directory / shard), framework="pt")
             self._where.update(dict.fromkeys(file.keys(), file))
 
+    def names(self) -> set[str]:
+        return set(self._where)
+
     def take(self, name: str) -> Tensor:
         if name not in self._where:
             raise ValueError(f"{self._directory}: tensor {name!r} is missing from the checkpoint")
@@ -64,14 +68,20 @@ class _Tensors:
 def load(directory: str | pathlib.Path, device: torch.device, dtype: torch.dtype | None = None) -> Decoder:
     """The checkpoint's weights on `device`; dtype None = the one the config names, else float32.
 
-    Raises as read_config does, ValueError naming a missing tensor or one of a wrong shape.
+    Raises as read_config does, ValueError naming a missing tensor, one of a wrong shape or one that the config does
+    not explain: a bias that nothing adds would change every answer in silence.
     """
     directory = pathlib.Path(directory)
     config, raw = read_config(directory)
     if dtype is None:
         dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
     tensors = _Tensors(directory)
+    config = _with_actual_head(config, tensors)
     expected = expected_shapes(config)
+    allowed = expected.keys() | {"lm_head.weight"}
+    extra = sorted(name for name in tensors.names() - allowed if not name.endswith("rotary_emb.inv_freq"))
+    if extra:
+        raise ValueError(f"{directory}: the config has no place for tensor {extra[0]!r} ({len(extra)} such tensors)")
 
     def take(name: str) -> Tensor:
         tensor = tensors.take(name)
@@ -82,6 +92,16 @@ def load(directory: str | pathlib.Path, device: torch.device, dtype: torch.dtype
         return tensor
 
     return Decoder(config, take, device, dtype)
+
+
+def _with_actual_head(config: DecoderConfig, tensors: _Tensors) -> DecoderConfig:
+    """A config that says "tied" beside a checkpoint whose lm_head differs from its embedding: the checkpoint is
+    right.
+    """
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if not config.tie_word_embeddings or not {head, embedding} <= tensors.names():
+        return config
+    return dataclasses.replace(config, tie_word_embeddings=torch.equal(tensors.take(head), tensors.take(embedding)))
 
 
 def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

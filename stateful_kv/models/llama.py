@@ -10,6 +10,9 @@ def base_config(config: dict, family: str, **extra) -> DecoderConfig:
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     if config.get("hidden_act", "silu") != "silu":
         raise NotImplementedError(f"{family}: hidden_act {config['hidden_act']!r}, expected 'silu'")
+    rope, max_position = rope_config(config, head_dim), config.get("max_position_embeddings", 2048)
+    if rope.kind == "yarn":  # some checkpoints keep the trained length there and leave the extended one to the factor
+        max_position = max(max_position, int(rope.original_max_position * float(dict(rope.scaling)["factor"])))
     fields = dict(
         family=family,
         vocab_size=config["vocab_size"],
@@ -20,8 +23,8 @@ def base_config(config: dict, family: str, **extra) -> DecoderConfig:
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=head_dim,
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        max_position=config.get("max_position_embeddings", 2048),
-        rope=rope_config(config, head_dim),
+        max_position=max_position,
+        rope=rope,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
     return DecoderConfig(**{**fields, **extra})

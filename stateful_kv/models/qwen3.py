@@ -8,7 +8,7 @@ def parse(config: dict) -> DecoderConfig:
     bias = bool(config.get("attention_bias", False))
     windows = ()
     if config.get("use_sliding_window"):
-        first = config.get("max_window_layers", config["num_hidden_layers"])
+        first = config.get("max_window_layers", 28)
         windows = sliding_windows(config, lambda layer: layer >= first)
     head_dim = {"head_dim": 128, **config}  # the family's default where an old config leaves it out
     return base_config(head_dim, "qwen3", qkv_bias=bias, output_bias=bias, qk_norm=True, windows=windows)

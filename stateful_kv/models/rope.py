@@ -27,9 +27,15 @@ def rope_config(config: dict, rotary_dim: int) -> RopeConfig:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise NotImplementedError(f"rope scaling type {kind!r}: expected default, linear, llama3 or yarn")
+    needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+    for name in needed.get(kind, ()):
+        if name not in scaling:
+            raise ValueError(f"rope scaling of type {kind}: entry {name!r} is missing")
     if (partial := scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))) != 1.0:
         rotary_dim = int(rotary_dim * partial)
     original = scaling.get("original_max_position_embeddings") or config.get("max_position_embeddings", 0)
+    if kind in ("llama3", "yarn") and not original:
+        raise ValueError(f"rope scaling of type {kind}: original_max_position_embeddings is missing")
     return RopeConfig(rotary_dim, theta, kind, tuple(sorted(scaling.items(), key=lambda kv: kv[0])), original)
 
 

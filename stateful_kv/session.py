@@ -1,0 +1,185 @@
+"""A conversation and what happens in it: sessions, requests, streams, turns and what they cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+Tokens = Sequence[int] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class TurnStats:
+    """What a turn cost.
+
+    Tokens: prompt = everything the answer depends on; of it, reused came from the cache, delta is what the caller
+    brought, recomputed is KV that had been evicted. fed = rows that entered the model, answer and drafts included.
+    drafted / accepted: speculated tokens. Seconds: prefill_s from submission to the first token, decode_s from there to
+    the last.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
+    delta_tokens: int
+    recomputed_tokens: int
+    fed_tokens: int
+    drafted: int
+    accepted: int
+    prefill_s: float
+    decode_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token: another name of prefill_s."""
+        return self.prefill_s
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer: its tokens, why it ended ("stop" | "length"), what it cost."""
+
+    tokens: list[int]
+    finish_reason: str
+    stats: TurnStats
+
+
+@dataclass(frozen=True)
+class Request:
+    """A turn to take: `tokens` are appended to the session's conversation, then an answer is drawn."""
+
+    session: Session
+    tokens: Tokens
+    params: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0  # under memory pressure the lowest is preempted first
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step did for one submitted request; `turn` is set on its last event."""
+
+    request_id: int
+    tokens: list[int]
+    turn: Turn | None
+
+
+class Running:
+    """A submitted request on its way."""
+
+    def __init__(self, request_id: int, session: Session, start_length: int, delta_length: int):
+        self.request_id, self.session = request_id, session
+        self.start_length, self.delta_length = start_length, delta_length
+        self.tokens: list[int] = []
+        self.turn: Turn | None = None
+        self.is_server_request = False
+        self.submitted_at = time.perf_counter()
+        self.first_token_at = self.submitted_at
+
+
+class Session:
+    """An agent's conversation, until close(). Its tokens stay; its KV stays while memory allows and is otherwise
+    recomputed, with the same answers."""
+
+    def __init__(self, engine: Engine, handle: int):
+        self._engine, self._handle = engine, handle
+        self._is_closed = False
+
+    def __bool__(self) -> bool:
+        return True  # an empty conversation is a conversation
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._engine._runtime.tokens(self._handle).tolist()
+
+    def __len__(self) -> int:
+        return self._engine._runtime.length(self._handle)
+
+    @property
+    def resident(self) -> int:
+        """How many leading tokens have their KV in the cache right now."""
+        return self._engine._runtime.resident(self._handle)
+
+    def generate(self, new_tokens: Tokens, params: SamplingParams | None = None) -> Turn:
+        """One turn: ingests new_tokens (a delta; the conversation so far is not computed again), draws an answer.
+
+        Raises ValueError for bad tokens, OutOfBlocks when the pool cannot hold the turn; the session is then as before.
+        """
+        return self._engine.generate([Request(self, new_tokens, params or SamplingParams())])[0]
+
+    def stream(self, new_tokens: Tokens, params: SamplingParams | None = None) -> Stream:
+        """As generate, token by token. Closing the stream early (or dropping it) commits new_tokens and exactly the
+        tokens it yielded."""
+        return Stream(self._engine, Request(self, new_tokens, params or SamplingParams()))
+
+    def fork(self) -> Session:
+        """A second conversation with the same past. Copy-on-write: no KV is copied until one of the two writes into the
+        tail block they share."""
+        return Session(self._engine, self._engine._runtime.fork(self._handle))
+
+    def rollback(self, length: int) -> None:
+        """Forgets everything after the first `length` tokens."""
+        self._engine._runtime.rollback(self._handle, length)
+
+    def close(self) -> None:
+        """Ends the conversation, and a turn in progress with it; what it wrote stays in the prefix cache until evicted.
+        Closing twice is harmless; anything else on a closed session raises runtime.StaleHandle."""
+        if not self._is_closed:
+            self._engine._forget_turn(self)
+            self._engine._runtime.close(self._handle)
+            self._is_closed = True
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Stream:
+    """An answer, token by token: an iterator that can be closed early."""
+
+    def __init__(self, engine: Engine, request: Request):
+        self._engine, self._num_yielded, self._is_open = engine, 0, False
+        self._running = engine._submit(request)
+        self._is_open = True
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> int:
+        running = self._running
+        if not self._is_open:
+            raise StopIteration
+        try:
+            while self._num_yielded == len(running.tokens):
+                if running.turn is not None:
+                    self._is_open = False
+                    raise StopIteration
+                self._engine._advance()
+        except StopIteration:
+            raise
+        except BaseException:
+            self._is_open = False
+            self._engine._restore([(running.session, running.start_length)])
+            raise
+        self._num_yielded += 1
+        return running.tokens[self._num_yielded - 1]
+
+    def close(self) -> None:
+        """Ends the turn where it stands; closing twice is harmless."""
+        if self._is_open:
+            self._is_open = False
+            self._engine._finish_early(self._running, self._num_yielded)
+
+    def __del__(self) -> None:
+        if self._is_open:
+            self.close()
