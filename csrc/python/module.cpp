@@ -380,7 +380,7 @@ void define_runtime(py::module_& m) {
           "is_running", [](PyRuntime& r, uint64_t session) { return r.get().is_running(session); },
           py::arg("session"))
       .def(
-          "request_of", [](PyRuntime& r, uint64_t session) { return r.runtime.request_of(session); },
+          "request_of", [](PyRuntime& r, uint64_t session) { return r.get().request_of(session); },
           py::arg("session"))
       .def("submit", &submit, py::arg("session"), py::arg("tokens"), py::arg("max_tokens"),
            py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
