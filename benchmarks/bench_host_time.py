@@ -78,7 +78,7 @@ class Timed:
 
 
 def measure(length: int, delta: int, answer: int, turns: int) -> dict:
-    """Medians over `turns` turns, each on a fork of the same conversation of `length` tokens."""
+    """Medians over `turns` turns, each on the same conversation of `length` tokens, rolled back after it."""
     model = make_model(length + delta + answer + 64)
     engine = skv.Engine(model, num_blocks=(length + 2 * turns * (delta + answer)) // 16 + 64, max_batch_tokens=2048)
     layers, runtime = Stopwatch(), Stopwatch()
@@ -94,14 +94,14 @@ def measure(length: int, delta: int, answer: int, turns: int) -> dict:
         session.generate(r.integers(0, VOCAB, length - answer).astype(np.int32), params)
         for i in range(turns + 3):
             tokens = r.integers(0, VOCAB, delta).astype(np.int32)
-            with session.fork() as fork:
-                if i == 3:  # warm by now
-                    steps, host, inside = engine.stats()["steps"], [], []
-                layers.seconds = runtime.seconds = 0.0
-                begin = time.perf_counter()
-                fork.generate(tokens, params)
-                host.append(time.perf_counter() - begin - layers.seconds)
-                inside.append(runtime.seconds)
+            if i == 3:  # warm by now
+                steps, host, inside = engine.stats()["steps"], [], []
+            layers.seconds = runtime.seconds = 0.0
+            begin = time.perf_counter()
+            session.generate(tokens, params)
+            host.append(time.perf_counter() - begin - layers.seconds)
+            inside.append(runtime.seconds)
+            session.rollback(length)
     finally:
         generate.forward = forward
     return {
