@@ -69,8 +69,20 @@ def host_time() -> str:
     ]
     s = result["settings"]
     intro = f"Host time of a turn outside the model, {s['delta']} tokens in, {s['answer']} out"
-    heads = ["conversation", "C++ runtime us", "all host us", "to the first"]
+    heads = ["conversation", "of it calls of the runtime, us", "all host us", "to the first"]
     return f"{intro} ({source(result, 'bench_host_time')}):\n\n{table(heads, rows)}"
+
+
+def runtime() -> str:
+    result = load("bench_runtime_turn")
+    rows = [
+        [str(r["sessions"]), f"{r['history_tokens']:,}"]
+        + [f"{r[k]:.0f}" for k in ("answer_1_us", "answer_16_no_drafts_us", "answer_16_us", "answer_16_p90_us")]
+        for r in result["rows"]
+    ]
+    heads = ["sessions", "history", "1 token", "16 steps, no drafts", "16 steps, drafts", "p90"]
+    what = f"The C++ runtime alone, microseconds per turn of {result['delta_tokens']} tokens, called from Python"
+    return f"{what} ({source(result, 'bench_runtime_turn')}):\n\n{table(heads, rows)}"
 
 
 def attention() -> str:
@@ -101,6 +113,7 @@ def section() -> str:
         "(`benchmarks/bench_turns.py`), medians from the second turn on:",
         turns(),
         host_time(),
+        runtime(),
         attention(),
     ]
     return "\n\n".join(parts)
