@@ -62,37 +62,36 @@ struct AttentionItem {
 
 // Keys that new token i may see lie in first .. last; with a tree mask some of the new ones do not.
 struct RowLimits {
-  int first, last, prefix;
-  int64_t mask_row;  // of the tree mask
+  int first, last, token;
 };
 
 SKV_DEVICE RowLimits row_limits(const DeltaPrefillParams& p, const SequenceWork& w, int token) {
   RowLimits r;
-  r.prefix = w.length - w.new_tokens;
-  r.mask_row = w.q_begin + token;
-  int position = r.prefix + token;
+  const int prefix = w.length - w.new_tokens;
+  r.token = token;
+  int position = prefix + token;
   r.last = p.causal ? min(position, w.length - 1) : w.length - 1;
   if (p.tree_mask) {
     r.last = w.length - 1;
     if (p.window_left >= 0) {  // the position counts ancestors
       int bits = 0;
-      const int32_t* mask = p.tree_mask + r.mask_row * p.tree_mask_stride;
+      const int32_t* mask = p.tree_mask + (w.q_begin + token) * p.tree_mask_stride;
       for (int word = 0; word < p.mask_words && word * 32 < w.new_tokens; ++word) {
         const int left = w.new_tokens - word * 32;
         bits += __popc(uint32_t(mask[word]) & (left >= 32 ? ~0u : (1u << left) - 1));
       }
-      position = r.prefix + bits - 1;
+      position = prefix + bits - 1;
     }
   }
   r.first = p.window_left < 0 ? 0 : max(position - p.window_left, 0);
   return r;
 }
 
-SKV_DEVICE bool tree_allows(const DeltaPrefillParams& p, const RowLimits& r, int key) {
-  const int j = key - r.prefix;
+SKV_DEVICE bool tree_allows(const DeltaPrefillParams& p, const SequenceWork& w, int token, int key) {
+  const int j = key - (w.length - w.new_tokens);
   if (j < 0) return true;
   if (j >= p.mask_words * 32) return false;
-  return p.tree_mask[r.mask_row * p.tree_mask_stride + j / 32] >> (j % 32) & 1;
+  return p.tree_mask[(w.q_begin + token) * p.tree_mask_stride + j / 32] >> (j % 32) & 1;
 }
 
 // The item of that number, of sequence b; false if the schedule is not this call's.

@@ -97,7 +97,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kHeadDim > 128 ? 1 : 2)
       const int row = warp * 16 + g + 8 * h;
       limits[h] = row_limits(p, item.work, (item.row_begin + min(row, item.num_rows - 1)) / group);
       open_first = max(open_first, limits[h].first);
-      open_last = min(open_last, p.tree_mask ? min(limits[h].last, limits[h].prefix - 1) : limits[h].last);
+      open_last =
+          min(open_last, p.tree_mask ? min(limits[h].last, item.work.length - item.work.new_tokens - 1)
+                                     : limits[h].last);
     }
     open_first = __reduce_max_sync(kFullMask, open_first);
     open_last = __reduce_min_sync(kFullMask, open_last);
@@ -127,7 +129,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kHeadDim > 128 ? 1 : 2)
         // S = Q K^T
         const uint32_t sk = prim::smem_u32(kv), sv = sk + Tile::kTileBytes;
         float s[kKeys / 8][4] = {};
-#pragma unroll(kHeadDim > 128 ? 2 : kHeadDim / 16)
+#pragma unroll(kHeadDim == 256 ? 1 : kHeadDim == 192 ? 2 : kHeadDim / 16)
         for (int kk = 0; kk < kHeadDim / 16; ++kk) {
           uint32_t a[4];
           prim::ldmatrix_x4(a, sq + Tile::at(warp * 16 + lane % 16, kk * 2 + lane / 16));
@@ -157,7 +159,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kHeadDim > 128 ? 1 : 2)
               const int in_tile = i * 8 + t * 2 + e % 2, key = key0 + in_tile;
               const RowLimits& r = limits[e / 2];
               bool see = (there[i / 4] >> (in_tile % 32) & 1) && key >= r.first && key <= r.last;
-              if (p.tree_mask) see = see && tree_allows(p, r, key);
+              if (p.tree_mask) see = see && tree_allows(p, item.work, r.token, key);
               if (!see) x = -INFINITY;
             }
             s[i][e] = x;

@@ -10,7 +10,7 @@
 namespace skv {
 namespace cuda {
 
-constexpr int kProposeMaxThreads = 1024;
+constexpr int kProposeMaxThreads = 512;
 
 // Tokens that agree going back from `end` and from the end of the history, at most max_ngram; end < length.
 SKV_DEVICE int64_t match_length(const int32_t* history, int64_t length, int64_t end, int64_t max_ngram) {
