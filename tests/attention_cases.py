@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import pytest
 import reference
 import torch
 from cases import (
@@ -19,6 +20,13 @@ from cases import (
     same_bits,
     words,
 )
+
+LOW = (torch.float16, torch.bfloat16)
+
+
+def skip_unless(backend, dtype=torch.bfloat16, **shape):
+    if not backend.supports("delta_prefill", dtype, **shape):
+        pytest.skip("not promised on this backend")
 
 
 @dataclasses.dataclass

@@ -1,6 +1,6 @@
 """The op tests on the CUDA kernels' own sources, executed on the CPU by the emulator of tests/simt.
 
-Each build runs test_<op>.py of every op that has a kernel, in a process of its own: plain,
+Each build runs test_<op>*.py of every op that has a kernel, in a process of its own: plain,
 with AddressSanitizer and with the race checker, each under a schedule of its own.
 """
 
@@ -35,7 +35,7 @@ def test_ops_on_the_emulator(kind, seed):
     if kind == "asan":  # the sanitizer has to be in the process before Python is
         runtime = subprocess.check_output(["g++", "-print-file-name=libasan.so"], text=True).strip()
         env |= {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
-    files = [str(TESTS / f"test_{op}.py") for op in OPS]
+    files = sorted({str(f) for op in OPS for f in TESTS.glob(f"test_{op}*.py")})
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "simt", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=500)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
