@@ -1,0 +1,1 @@
+"""Gates on the compiled kernels that need no GPU: see gate.py."""
