@@ -393,7 +393,7 @@ def test_a_model_without_a_tokenizer_is_named(tmp_path):
 
 def test_two_turns_from_end_to_end(tmp_path, capsys):
     path = tmp_path / "figures.json"
-    assert main(["demo", "--turns", "2", "--max-tokens", "12", "--json", str(path)]) == 0
+    assert main(["demo", "--scripted", "--turns", "2", "--max-tokens", "12", "--json", str(path)]) == 0
     captured = capsys.readouterr()
     figures = json.loads(path.read_text())
     summary, turns = figures["summary"], figures["turns"]

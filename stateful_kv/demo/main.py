@@ -1,4 +1,8 @@
-"""`python -m stateful_kv demo`: agents that share one resident KV cache, beside the same work recomputed each turn."""
+"""`python -m stateful_kv demo`: agents that share one resident KV cache, beside the same work recomputed each turn.
+
+By default the embedded model works on a seeded world with tools of its own: it makes the calls and gives the answers.
+With --model, or with random weights (--scripted), the committed transcripts say what happens where the model does not.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import EMBEDDED
 from .driver import Crew, RoundRecord, run_baseline
 from .report import GAP_BOUND, all_turns, compare, machine, summarise, summary_text, table, turn_json
 
@@ -50,14 +55,18 @@ def device(text: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", type=checkpoint_dir, metavar="DIR", help="config.json, safetensors and tokenizer.json"
+        "--model",
+        type=checkpoint_dir,
+        metavar="DIR",
+        help="any checkpoint, on the transcripts; default: the embedded one",
     )
+    parser.add_argument("--scripted", action="store_true", help="random weights, on the transcripts")
     parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", choices=_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     parser.add_argument("--turns", type=positive, default=99, metavar="N", help="at most N turns of each agent")
-    parser.add_argument("--max-tokens", type=positive, metavar="N", help="longest answer: 128, of random weights 32")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="longest answer: 160, of random weights 32")
     parser.add_argument("--no-speculation", action="store_true", help="no drafts in the run with reuse either")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights when there is no --model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the embedded model's world, or of --scripted")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure to FILE")
 
 
@@ -100,12 +109,13 @@ def run(args: argparse.Namespace, directory: Path) -> int:
 
     import stateful_kv as skv
 
+    from .agents.crew import LiveCrew, make_plan
     from .text import ChatText
     from .transcripts import load_transcripts
 
     dtype = args.dtype or ("float32" if torch.device(args.device).type == "cpu" else "bfloat16")
     text = ChatText.from_checkpoint(directory)
-    max_tokens = args.max_tokens or (128 if args.model else 32)
+    max_tokens = args.max_tokens or (160 if args.model or is_live(args) else 32)
     params = skv.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=text.stop_token_ids)
     speculation = None if args.no_speculation else skv.PromptLookup()
 
@@ -115,7 +125,11 @@ def run(args: argparse.Namespace, directory: Path) -> int:
         return engine
 
     engine = load(speculation=speculation, prefix_cache=True)
-    crew = Crew(engine, text, load_transcripts(), params, args.turns)
+    live = is_live(args)
+    if live:
+        crew = LiveCrew(engine, text, make_plan(args.seed), params, args.turns, args.seed)
+    else:
+        crew = Crew(engine, text, load_transcripts(), params, args.turns)
     rounds = crew.run(progress("reuse"))
     end_progress()
     reference = load(speculation=None, prefix_cache=False)
@@ -124,10 +138,14 @@ def run(args: argparse.Namespace, directory: Path) -> int:
     bound = GAP_BOUND[dtype]
     differences = compare(rounds, baseline, reference, bound)
     summary = summarise(rounds, baseline, differences, engine, crew.forks, bound)
+    parts = []
+    if live:
+        summary["requests_right"], summary["requests"] = crew.right_requests()
+        parts = [crew.answers_text()]
     crew.close()
-    print(table(rounds, baseline), summary_text(summary, differences), sep="\n\n")
+    print(*parts, table(rounds, baseline), summary_text(summary, differences), sep="\n\n")
     if args.json:
-        model = str(args.model) if args.model else f"random weights, seed {args.seed}"
+        model = "embedded" if live else str(args.model or f"random weights, seed {args.seed}")
         options = {"model": model, "device": args.device, "dtype": dtype, "max_tokens": max_tokens}
         options["speculation"] = not args.no_speculation
         turns = [turn_json(*pair) for pair in zip(all_turns(rounds), all_turns(baseline))]
@@ -137,10 +155,17 @@ def run(args: argparse.Namespace, directory: Path) -> int:
     return 1 if summary["failures"] else 0
 
 
+def is_live(args: argparse.Namespace) -> bool:
+    """Whether the embedded model runs the agents, without transcripts."""
+    return args.model is None and not args.scripted and EMBEDDED.is_dir()
+
+
 def main(args: argparse.Namespace) -> int:
     """Returns the exit status: 1 for an unexplained difference of outputs or too many rows fed, else 0."""
     if args.model:
         return run(args, args.model)
+    if is_live(args):
+        return run(args, EMBEDDED)
     from .checkpoint import write_random_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="stateful_kv_demo_") as folder:

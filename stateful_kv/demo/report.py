@@ -210,9 +210,10 @@ def turn_json(turn: TurnRecord, theirs: TurnRecord) -> dict[str, Any]:
 def summary_text(s: dict[str, Any], differences: list[Difference]) -> str:
     share, ratio, ours, theirs = s["fed_share_from_turn_2"], s["time_ratio"], s["time"], s["time_baseline"]
     pool = s["engine"]
+    others = "answers" if "requests" in s else "calls by the transcript"
     lines = [
         f"turns            {s['turns']} in {s['rounds']} rounds, {s['calls_by_model']} calls by the model, "
-        f"{s['turns'] - s['calls_by_model']} by the transcript, {s['forks']} forks",
+        f"{s['turns'] - s['calls_by_model']} {others}, {s['forks']} forks",
         "fed from turn 2  "
         + (
             f"{s['prompt_rows_fed_from_turn_2']} of {s['prompt_tokens_from_turn_2']} prompt tokens = {share:.1%} "
@@ -231,6 +232,8 @@ def summary_text(s: dict[str, Any], differences: list[Difference]) -> str:
         f"write; {pool['num_blocks'] - pool['free']} of {pool['num_blocks']} in use, {pool['evicted_blocks']} evicted",
         f"outputs          {s['turns_equal']} of {s['turns']} turns equal the baseline's token for token",
     ]
+    if "requests" in s:
+        lines.append(f"requests         {s['requests_right']} of {s['requests']} done with exactly the calls they need")
     for d in differences:
         word = "rounding" if d.explained else "NOT EXPLAINED"
         lines.append(
