@@ -16,36 +16,36 @@ using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 
 // Refuses what is no token, before a conversion to int32 could wrap it.
 template <class T>
-void require_tokens(const py::array& array, const std::string& what) {
+void require_tokens(const py::array& array, const char* call, const char* argument) {
   const auto values = py::array_t<T, py::array::c_style | py::array::forcecast>(array);
   const T* data = values.data();
   bool ok = true;  // one pass without branches: nearly always all are fine
   for (py::ssize_t i = 0; i < values.size(); ++i) ok &= data[i] >= 0 && data[i] <= T(INT32_MAX);
   if (ok) return;
   const T* bad = std::find_if(data, data + values.size(), [](T t) { return !(t >= 0 && t <= T(INT32_MAX)); });
-  throw py::value_error(what + "[" + std::to_string(bad - data) + "] is " + std::to_string(*bad) +
-                        ", expected a token from 0 to " + std::to_string(INT32_MAX));
+  throw py::value_error(std::string(call) + ": " + argument + "[" + std::to_string(bad - data) + "] is " +
+                        std::to_string(*bad) + ", expected a token from 0 to " + std::to_string(INT32_MAX));
 }
 
 // Integers only: a silently truncated float or an unflattened batch is a caller's bug.
-inline Tokens to_tokens(const py::object& object, const std::string& call,
-                        const std::string& argument = "tokens") {
-  const std::string what = call + ": " + argument;
-  py::array array = py::array::ensure(object);
-  if (!array) throw py::type_error(what + " is not an array of integers");
-  if (array.ndim() != 1) throw py::value_error(what + " must have one dimension");
+inline Tokens to_tokens(const py::object& object, const char* call, const char* argument = "tokens") {
+  auto what = [&] { return std::string(call) + ": " + argument; };
+  const bool fits = py::isinstance<Tokens>(object);  // int32 in one piece: nothing to convert
+  py::array array = fits ? py::reinterpret_borrow<py::array>(object) : py::array::ensure(object);
+  if (!array) throw py::type_error(what() + " is not an array of integers");
+  if (array.ndim() != 1) throw py::value_error(what() + " must have one dimension");
   if (array.size() == 0) return Tokens(0);  // numpy makes an empty list a float64 array
   const char kind = array.dtype().kind();
   if (kind != 'i' && kind != 'u') {
-    throw py::type_error(what + " has dtype " + py::str(array.dtype()).cast<std::string>() +
+    throw py::type_error(what() + " has dtype " + py::str(array.dtype()).cast<std::string>() +
                          ", expected int32");
   }
-  if (array.dtype().equal(py::dtype::of<int32_t>())) {
-    require_tokens<int32_t>(array, what);
+  if (fits || array.dtype().equal(py::dtype::of<int32_t>())) {
+    require_tokens<int32_t>(array, call, argument);
   } else if (kind == 'i') {
-    require_tokens<int64_t>(array, what);
+    require_tokens<int64_t>(array, call, argument);
   } else {
-    require_tokens<uint64_t>(array, what);
+    require_tokens<uint64_t>(array, call, argument);
   }
   return Tokens(array);
 }

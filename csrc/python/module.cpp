@@ -197,6 +197,13 @@ uint64_t submit(PyRuntime& self, uint64_t session, const py::object& object, int
       [&](skv::Runtime& runtime) { return runtime.submit(session, data, tokens.size(), params); });
 }
 
+// A string of Python made once and kept for good.
+#define SKV_STRING(text)                                              \
+  ([] {                                                               \
+    static PyObject* const string = PyUnicode_InternFromString(text); \
+    return py::handle(string);                                        \
+  }())
+
 py::object plan(PyRuntime& self) {
   const std::optional<skv::StepInfo> info =
       self.without_gil([](skv::Runtime& runtime) { return runtime.plan(); });
@@ -208,8 +215,10 @@ py::list commit(PyRuntime& self) {
   py::list list;
   for (skv::Event& event : events) {
     py::object reason = py::none();
-    if (event.finish_reason == skv::FinishReason::kStop) reason = py::str("stop");
-    if (event.finish_reason == skv::FinishReason::kLength) reason = py::str("length");
+    if (event.finish_reason == skv::FinishReason::kStop)
+      reason = py::reinterpret_borrow<py::object>(SKV_STRING("stop"));
+    if (event.finish_reason == skv::FinishReason::kLength)
+      reason = py::reinterpret_borrow<py::object>(SKV_STRING("length"));
     list.append(py::make_tuple(event.request_id, std::move(event.tokens), reason));
   }
   return list;
@@ -227,33 +236,33 @@ py::array_t<int32_t> tokens_of(PyRuntime& self, uint64_t session, int64_t start)
 py::dict stats_of(PyRuntime& self, uint64_t request_id) {
   const skv::RequestStats s = self.get().take_stats(request_id);
   py::dict d;
-  d["prompt_tokens"] = s.prompt_tokens;
-  d["delta_tokens"] = s.delta_tokens;
-  d["reused_tokens"] = s.reused_tokens;
-  d["recomputed_tokens"] = s.recomputed_tokens;
-  d["fed_tokens"] = s.fed_tokens;
-  d["drafted"] = s.drafted;
-  d["accepted"] = s.accepted;
-  d["preemptions"] = s.preemptions;
+  d[SKV_STRING("prompt_tokens")] = s.prompt_tokens;
+  d[SKV_STRING("delta_tokens")] = s.delta_tokens;
+  d[SKV_STRING("reused_tokens")] = s.reused_tokens;
+  d[SKV_STRING("recomputed_tokens")] = s.recomputed_tokens;
+  d[SKV_STRING("fed_tokens")] = s.fed_tokens;
+  d[SKV_STRING("drafted")] = s.drafted;
+  d[SKV_STRING("accepted")] = s.accepted;
+  d[SKV_STRING("preemptions")] = s.preemptions;
   return d;
 }
 
 py::dict stats(PyRuntime& self) {
   const skv::RuntimeStats s = self.get().stats();
   py::dict d;
-  d["num_blocks"] = s.num_blocks;
-  d["free"] = s.free;
-  d["evictable"] = s.evictable;
-  d["protected"] = s.protected_blocks;
-  d["session_held"] = s.session_held;
-  d["nodes"] = s.nodes;
-  d["namespaces"] = s.namespaces;
-  d["sessions"] = s.sessions;
-  d["running"] = s.running;
-  d["waiting"] = s.waiting;
-  d["evicted_blocks"] = s.evicted_blocks;
-  d["preemptions"] = s.preemptions;
-  d["steps"] = s.steps;
+  d[SKV_STRING("num_blocks")] = s.num_blocks;
+  d[SKV_STRING("free")] = s.free;
+  d[SKV_STRING("evictable")] = s.evictable;
+  d[SKV_STRING("protected")] = s.protected_blocks;
+  d[SKV_STRING("session_held")] = s.session_held;
+  d[SKV_STRING("nodes")] = s.nodes;
+  d[SKV_STRING("namespaces")] = s.namespaces;
+  d[SKV_STRING("sessions")] = s.sessions;
+  d[SKV_STRING("running")] = s.running;
+  d[SKV_STRING("waiting")] = s.waiting;
+  d[SKV_STRING("evicted_blocks")] = s.evicted_blocks;
+  d[SKV_STRING("preemptions")] = s.preemptions;
+  d[SKV_STRING("steps")] = s.steps;
   return d;
 }
 

@@ -1,6 +1,10 @@
 // Draft index; contract in draft_index.h.
 #include "draft_index.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -38,41 +42,73 @@ inline bool same_ngram(const int32_t* history, int64_t a, int64_t b, int n) {
 
 }  // namespace
 
-// n-grams of one length that end inside one layer.
+// n-grams of one length that end inside one layer. What a hash does not tell apart shares a slot and its
+// chain of links. A bucket is a cache line, searched without a branch; one that is full goes on in the next.
 struct DraftIndex::Table {
-  struct Slot {
-    uint32_t tag;   // saves comparing tokens with most n-grams that merely share a slot
-    int32_t first;  // position where the n-gram first ended in this layer; kNone: empty
+  static constexpr int kSlots = 8;
+  struct alignas(64) Bucket {
+    uint32_t tag[kSlots] = {};  // 0: empty; the others follow
+    int32_t latest[kSlots] = {kNone, kNone, kNone, kNone, kNone, kNone, kNone, kNone};  // where it last ended
   };
-  std::vector<Slot> slots;
-  size_t count = 0;
-  // link[p - begin]: an earlier occurrence's position (< p), or, where p is the first one, the latest (>= p).
-  std::vector<int32_t> link;
+  struct Slot {
+    Bucket* bucket;
+    int i;
+    int32_t& latest() const { return bucket->latest[i]; }
+  };
+  std::vector<Bucket> buckets = std::vector<Bucket>(4);
+  int64_t count = 0;
+  std::vector<int32_t> link;  // link[p - begin]: the position before p in its chain, or kNone
 
-  // The slot that holds the n-gram ending at `position`, or the empty one where it belongs. What first
-  // occurred at `limit` or later is another copy's text, which `history` does not hold.
-  Slot* find(const int32_t* history, int64_t position, int n, uint64_t hash, int64_t limit = INT32_MAX) {
-    const size_t mask = slots.size() - 1;
-    size_t i = (hash >> 32) & mask;
-    for (;; i = (i + 1) & mask) {
-      Slot& slot = slots[i];
-      if (slot.first < 0) return &slot;
-      if (slot.tag == static_cast<uint32_t>(hash) && slot.first < limit &&
-          same_ngram(history, slot.first, position, n)) {
-        return &slot;
-      }
+  static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash) | 1; }
+  Bucket* home(uint64_t hash) { return &buckets[(hash >> 32) & (buckets.size() - 1)]; }
+
+  // The n-gram's slot, or the empty one where it belongs.
+  Slot find(uint64_t hash) {
+    for (Bucket* bucket = home(hash);;) {
+      const unsigned slots = slots_with(*bucket, tag_of(hash));
+      if (slots) return {bucket, __builtin_ctz(slots)};
+      if (++bucket == buckets.data() + buckets.size()) bucket = buckets.data();
     }
   }
 
-  // Firsts are put back in the order they came in: removal in reverse order relies on it.
-  void resize(const int32_t* history, int64_t begin, int n, size_t capacity) {
-    slots.assign(capacity, Slot{0, kNone});
-    for (size_t i = 0; i < link.size(); ++i) {
-      const int64_t p = begin + static_cast<int64_t>(i);
-      if (link[i] < p || p < n - 1) continue;
-      const uint64_t hash = hash_ngram(history, p, n);
-      *find(history, p, n, hash) = Slot{static_cast<uint32_t>(hash), static_cast<int32_t>(p)};
+  // Slots with this tag, else the empty ones: lowest bits first, as many as there are.
+  static unsigned slots_with(const Bucket& bucket, uint32_t tag) {
+    unsigned same = 0, empty = 0;
+#ifdef __SSE2__
+    const auto* tags = reinterpret_cast<const __m128i*>(bucket.tag);
+    auto equal = [&](uint32_t value) {
+      const __m128i wanted = _mm_set1_epi32(static_cast<int>(value));
+      const __m128i low = _mm_cmpeq_epi32(tags[0], wanted), high = _mm_cmpeq_epi32(tags[1], wanted);
+      return static_cast<unsigned>(_mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(low, high), low))) &
+             0xFF;
+    };
+    same = equal(tag), empty = equal(0);
+#else
+    for (int i = 0; i < kSlots; ++i) {
+      same |= static_cast<unsigned>(bucket.tag[i] == tag) << i;
+      empty |= static_cast<unsigned>(bucket.tag[i] == 0) << i;
     }
+#endif
+    return same ? same : empty;
+  }
+
+  void insert(uint64_t hash, int64_t begin, int32_t position) {
+    const Slot slot = find(hash);
+    const int32_t before = slot.latest();
+    link[position - begin] = before;
+    count += before < 0;
+    slot.bucket->tag[slot.i] = tag_of(hash);
+    slot.latest() = position;
+  }
+
+  // Undoes the latest insert of all: nothing came in since, so emptying a slot breaks no probe sequence.
+  void remove(uint64_t hash, int64_t begin, int32_t position) {
+    const Slot slot = find(hash);
+    const int32_t before = link[position - begin];
+    slot.latest() = before;
+    if (before >= 0) return;
+    slot.bucket->tag[slot.i] = 0;
+    --count;
   }
 };
 
@@ -81,6 +117,27 @@ struct DraftIndex::Layer {
   int64_t end = 0;
   std::vector<Table> tables;  // one per n, min_ngram first
 };
+
+namespace {
+
+// Hashes of the n-grams that end at `size` positions from `begin` on.
+struct Hashes {
+  uint64_t of[DraftIndex::kMaxNgram]
+             [kGroup];  // [n - 1][position - begin]; where history is too short, arbitrary
+
+  Hashes(const int32_t* history, int64_t begin, int size, int max_ngram) {
+    uint64_t hash[kGroup] = {};
+    for (int n = 1; n <= max_ngram; ++n) {
+      const int skip = static_cast<int>(std::clamp<int64_t>(n - 1 - begin, 0, size));
+      for (int i = skip; i < size; ++i) {
+        hash[i] = hash_step(hash[i], history[begin + i - n + 1]);
+        of[n - 1][i] = hash_finish(hash[i]);
+      }
+    }
+  }
+};
+
+}  // namespace
 
 DraftIndex::DraftIndex(int max_ngram, int min_ngram) : max_ngram_(max_ngram), min_ngram_(min_ngram) {
   if (min_ngram < 1 || max_ngram < min_ngram || max_ngram > kMaxNgram) {
@@ -118,80 +175,72 @@ DraftIndex::Layer& DraftIndex::writable_layer(const int32_t* history) {
   auto layer = std::make_shared<Layer>();
   layer->begin = layer->end = begin;
   layer->tables.resize(max_ngram_ - min_ngram_ + 1);
-  for (Table& table : layer->tables) table.slots.assign(64, Table::Slot{0, kNone});
   add(*layer, history, begin, length_);
   views_.push_back({std::move(layer), length_});
   return *views_.back().layer;
 }
 
-void DraftIndex::add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const {
-  for (int n = min_ngram_; n <= max_ngram_; ++n) {  // once for all that comes, instead of doubling on the way
+// Room for `more` positions, once for all that comes instead of doubling on the way.
+void DraftIndex::reserve(Layer& layer, const int32_t* history, int64_t more) const {
+  const int64_t size = layer.end - layer.begin;
+  for (int n = min_ngram_; n <= max_ngram_; ++n) {
     Table& table = layer.tables[n - min_ngram_];
-    size_t capacity = table.slots.size();
-    while ((table.count + (end - begin)) * 3 > capacity * 2) capacity *= 2;
-    if (capacity > table.slots.size()) table.resize(history, layer.begin, n, capacity);
+    table.link.resize(size + more, kNone);
+    size_t num_buckets = table.buckets.size();
+    while ((table.count + more) * 8 > static_cast<int64_t>(num_buckets) * Table::kSlots * 5) num_buckets *= 2;
+    if (num_buckets == table.buckets.size()) continue;
+    table.buckets.assign(num_buckets, Table::Bucket{});
+    table.count = 0;
+    for (int64_t group = std::max<int64_t>(layer.begin, n - 1); group < layer.end; group += kGroup) {
+      const int64_t end = std::min(layer.end, group + kGroup);
+      uint64_t hashes[kGroup];
+      for (int64_t p = group; p < end; ++p) {
+        hashes[p - group] = hash_ngram(history, p, n);
+        __builtin_prefetch(table.home(hashes[p - group]), 1);
+      }
+      for (int64_t p = group; p < end; ++p) {
+        table.insert(hashes[p - group], layer.begin, static_cast<int32_t>(p));
+      }
+    }
   }
-  uint64_t hashes[kGroup][kMaxNgram];
+}
+
+// Calls fn(table, n, hashes of n) for a group of positions, with all of their slots on the way to the cache.
+template <class Fn>
+void DraftIndex::with_slots(Layer& layer, const int32_t* history, int64_t begin, int size, Fn fn) const {
+  const Hashes hashes(history, begin, size, max_ngram_);
+  for (int n = min_ngram_; n <= max_ngram_; ++n) {
+    Table& table = layer.tables[n - min_ngram_];
+    for (int i = 0; i < size; ++i) __builtin_prefetch(table.home(hashes.of[n - 1][i]), 1);
+  }
+  for (int n = min_ngram_; n <= max_ngram_; ++n) fn(layer.tables[n - min_ngram_], n, hashes.of[n - 1]);
+}
+
+void DraftIndex::add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const {
+  reserve(layer, history, end - begin);
   for (int64_t group = begin; group < end; group += kGroup) {
     const int size = static_cast<int>(std::min<int64_t>(kGroup, end - group));
-    for (int i = 0; i < size; ++i) {
-      uint64_t hash = 0;
-      for (int n = 1; n <= max_ngram_ && n <= group + i + 1; ++n) {
-        hash = hash_step(hash, history[group + i - n + 1]);
-        if (n < min_ngram_) continue;
-        hashes[i][n - 1] = hash_finish(hash);
-        auto& slots = layer.tables[n - min_ngram_].slots;
-        __builtin_prefetch(&slots[(hashes[i][n - 1] >> 32) & (slots.size() - 1)]);
+    with_slots(layer, history, group, size, [&](Table& table, int n, const uint64_t* hashes) {
+      for (int i = static_cast<int>(std::max<int64_t>(0, n - 1 - group)); i < size; ++i) {
+        table.insert(hashes[i], layer.begin, static_cast<int32_t>(group + i));
       }
-    }
-    for (int n = min_ngram_; n <= max_ngram_; ++n) {
-      Table& table = layer.tables[n - min_ngram_];
-      const size_t mask = table.slots.size() - 1;
-      for (int i = 0; i < size; ++i) {  // guesses right almost always; a wrong one only costs time
-        if (group + i < n - 1) continue;
-        const Table::Slot& slot = table.slots[(hashes[i][n - 1] >> 32) & mask];
-        if (slot.first < 0 || slot.tag != static_cast<uint32_t>(hashes[i][n - 1])) continue;
-        __builtin_prefetch(&history[slot.first]);
-        __builtin_prefetch(&table.link[slot.first - layer.begin]);
-      }
-      for (int i = 0; i < size; ++i) {
-        const int32_t p = static_cast<int32_t>(group + i);
-        table.link.push_back(p);
-        if (p < n - 1) continue;
-        Table::Slot* slot = table.find(history, p, n, hashes[i][n - 1]);
-        if (slot->first >= 0) {
-          int32_t& latest = table.link[slot->first - layer.begin];
-          table.link.back() = latest;
-          latest = p;
-          continue;
-        }
-        *slot = Table::Slot{static_cast<uint32_t>(hashes[i][n - 1]), p};
-        ++table.count;
-      }
-    }
+    });
   }
   layer.end = end;
 }
 
-// Undoes add() from the end: the last n-gram that came in is the last one to leave, so emptying its slot
-// breaks no probe sequence.
 void DraftIndex::cut(Layer& layer, const int32_t* history, int64_t limit) const {
-  for (int64_t p = layer.end - 1; p >= limit; --p) {
-    for (int n = min_ngram_; n <= max_ngram_; ++n) {
-      Table& table = layer.tables[n - min_ngram_];
-      const int32_t link = table.link.back();
-      table.link.pop_back();
-      if (p < n - 1) continue;
-      Table::Slot* slot = table.find(history, p, n, hash_ngram(history, p, n));
-      if (link >= p) {
-        slot->first = kNone;
-        --table.count;
-      } else {
-        table.link[slot->first - layer.begin] = link;
+  while (layer.end > limit) {
+    const int64_t group = std::max(limit, layer.end - kGroup);
+    const int size = static_cast<int>(layer.end - group);
+    with_slots(layer, history, group, size, [&](Table& table, int n, const uint64_t* hashes) {
+      for (int i = size - 1; i >= 0 && group + i >= n - 1; --i) {
+        table.remove(hashes[i], layer.begin, static_cast<int32_t>(group + i));
       }
-    }
+      table.link.resize(group - layer.begin);
+    });
+    layer.end = group;
   }
-  layer.end = std::min(layer.end, limit);
 }
 
 void DraftIndex::truncate(const int32_t* history, int64_t length) {
@@ -223,21 +272,28 @@ int64_t DraftIndex::previous(const int32_t* history, int n, bool latest) const {
   const int64_t last = length_ - 1;
   if (last < n - 1) return kNone;
   const int t = n - min_ngram_;
-  const View& top = views_.back();
-  const int32_t link = top.layer->tables[t].link[last - top.layer->begin];
-  if (latest && link < last) return link;
   const uint64_t hash = hash_ngram(history, last, n);
   const int num_views = static_cast<int>(views_.size());
   for (int i = 0; i < num_views; ++i) {
     const View& view = views_[latest ? num_views - 1 - i : i];
+    const int64_t limit = std::min(view.limit, last);
     Table& table = view.layer->tables[t];
-    const int64_t first = table.find(history, last, n, hash, view.limit)->first;
-    if (first < 0 || first >= last) continue;
-    if (!latest) return first;
-    if (&view == &top) continue;
-    int64_t p = table.link[first - view.layer->begin];
-    while (p >= view.limit) p = table.link[p - view.layer->begin];
-    return p;
+    const int32_t* link = table.link.data() - view.layer->begin;
+    // The top layer holds the last position itself, where its chain can be entered without a lookup.
+    const bool is_top = &view == &views_.back();
+    if (is_top && latest) {
+      int64_t p = link[last];
+      while (p >= 0 && !same_ngram(history, p, last, n)) p = link[p];
+      if (p >= 0) return p;
+      continue;
+    }
+    int64_t found = kNone;
+    for (int64_t p = table.find(hash).latest(); p >= 0; p = link[p]) {
+      if (p >= limit || !same_ngram(history, p, last, n)) continue;
+      found = p;
+      if (latest) break;
+    }
+    if (found >= 0) return found;
   }
   return kNone;
 }

@@ -4,10 +4,11 @@
 // occur earlier in the history (overlap allowed), propose what follows the latest (or earliest) such
 // occurrence.
 //
-// Per n one open-addressing table maps each n-gram to the position where it FIRST ended, and one link per
-// position leads from an occurrence to the one before it (from the first one to the latest). Tokens are
-// compared, so a hash collision is never a wrong answer. Insertions in order make removals in reverse order
-// trivial: rollback costs what it removes.
+// Per n one open-addressing table maps each n-gram to the position where it last ended, and one link per
+// position leads from an occurrence to the one before it (to the earliest, a proposal walks them all). Adding
+// a token thus touches one slot per n, and nothing of the text behind it: n-grams are told apart by their
+// hashes, and a proposal compares tokens along the links, so a collision is never a wrong answer. Insertions
+// in order make removals in reverse order trivial: rollback costs what it removes.
 //
 // A fork shares everything so far: layers are shared between copies, and whoever adds tokens to a shared
 // layer puts a layer of its own on top. Layers are merged geometrically, so their number stays logarithmic.
@@ -46,6 +47,9 @@ class DraftIndex {
   };
 
   Layer& writable_layer(const int32_t* history);
+  void reserve(Layer& layer, const int32_t* history, int64_t more) const;
+  template <class Fn>
+  void with_slots(Layer& layer, const int32_t* history, int64_t begin, int size, Fn fn) const;
   void add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const;
   void cut(Layer& layer, const int32_t* history, int64_t limit) const;
   int64_t previous(const int32_t* history, int n, bool latest) const;

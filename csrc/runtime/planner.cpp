@@ -180,7 +180,9 @@ void Runtime::cancel_step() {
 StepInfo Runtime::fill_buffers() {
   StepInfo info;
   StepBuffers& b = buffers_;
-  for (int64_t row = 0; row < options_.max_seqs; ++row) {
+  int64_t end = options_.max_seqs;  // behind the last row in use, now or in the step before
+  while (end > last_num_seqs_ && !rows_[end - 1].request) --end;
+  for (int64_t row = 0; row < end; ++row) {
     b.cu_seqlens_q[row] = static_cast<int32_t>(info.num_tokens);
     b.cu_rows[row] = static_cast<int32_t>(info.num_logit_rows);
     b.seqused_k[row] = 0;
@@ -195,8 +197,9 @@ StepInfo Runtime::fill_buffers() {
     info.num_seqs = row + 1;
     if (request->step.num_tokens > 0) fill_row(row, *request, &info);
   }
-  b.cu_seqlens_q[options_.max_seqs] = static_cast<int32_t>(info.num_tokens);
-  b.cu_rows[options_.max_seqs] = static_cast<int32_t>(info.num_logit_rows);
+  std::fill(b.cu_seqlens_q + end, b.cu_seqlens_q + options_.max_seqs + 1,
+            static_cast<int32_t>(info.num_tokens));
+  std::fill(b.cu_rows + end, b.cu_rows + options_.max_seqs + 1, static_cast<int32_t>(info.num_logit_rows));
   for (int64_t i = info.num_tokens; i < last_num_tokens_; ++i) {
     b.token_ids[i] = 0;
     b.positions[i] = 0;
@@ -210,6 +213,7 @@ StepInfo Runtime::fill_buffers() {
     b.logit_rows[i] = 0;
     b.draft_tokens[i] = 0;
   }
+  last_num_seqs_ = info.num_seqs;
   last_num_tokens_ = info.num_tokens;
   last_num_copies_ = info.num_copies;
   last_num_logit_rows_ = info.num_logit_rows;

@@ -58,7 +58,7 @@ void Runtime::bind(const std::vector<std::pair<std::string, void*>>& arrays) {
   }
   for (auto& [name, data] : arrays) find(name)->set(data);
   buffers_.clear(sizes_);
-  last_num_tokens_ = last_num_copies_ = last_num_logit_rows_ = 0;
+  last_num_seqs_ = last_num_tokens_ = last_num_copies_ = last_num_logit_rows_ = 0;
   for (auto& seq : sequences_) {
     if (seq) seq->row_synced = 0;
   }

@@ -247,6 +247,7 @@ class Runtime {
   StepBuffers buffers_;
   std::vector<std::vector<int64_t>> storage_;  // of the buffers that are not bound to the caller's memory
   int64_t budget_ = 0;                         // token rows left in the step being planned
+  int64_t last_num_seqs_ = 0;                  // what the step before filled, to be cleared by the next
   int64_t last_num_tokens_ = 0;
   int64_t last_num_copies_ = 0;
   int64_t last_num_logit_rows_ = 0;
