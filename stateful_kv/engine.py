@@ -29,6 +29,11 @@ class Engine:
     through the radix tree (a session always keeps its own). max_batch_tokens: rows of one step; longer deltas are
     ingested in chunks. max_seqs: requests that run at the same time. eviction: which idle prefix goes first when the
     pool is full: "lru", or "turns" for agents that take turns, where the least recently used is the next one needed.
+
+    deterministic: True = bitwise the same logits and tokens for a turn from scratch, from the cache, with drafts or
+    without, alone or in any batch and in any chunking (same processor, build and model); False = attention may split
+    its work by what the batch looks like. None = True on the CPU, where it costs nothing measurable, False on CUDA,
+    which has no row_linear yet: True raises NotImplementedError there.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Engine:
         max_batch_tokens: int = 2048,
         max_seqs: int = 64,
         eviction: str = "lru",
+        deterministic: bool | None = None,
     ):
         for name, value, low, high in (
             ("block_size", block_size, 1, 256),
@@ -53,6 +59,12 @@ class Engine:
                 raise ValueError(f"Engine: {name} is {value}, expected {low} to {high}")
         if speculation is not None and not isinstance(speculation, PromptLookup):
             raise TypeError(f"Engine: speculation is {speculation!r}, expected a PromptLookup or None")
+        if deterministic and model.device.type != "cpu":
+            raise NotImplementedError(
+                f"Engine: deterministic is True on {model.device.type}, expected False or None: row_linear, whose rows "
+                "do not depend on their number, is there on the CPU only"
+            )
+        self.deterministic = model.device.type == "cpu" if deterministic is None else bool(deterministic)
         self.model, self.block_size = model, block_size
         self.max_length = model.config.max_position
         max_blocks_per_seq = -(-self.max_length // block_size)
@@ -72,7 +84,8 @@ class Engine:
             prefix_cache=prefix_cache,
             policy=eviction,
         )
-        self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime)
+        num_splits = -1 if self.deterministic else 0
+        self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime, num_splits)
         self._running: dict[int, Running] = {}
         self._events: list[Event] = []
         self._is_stepping = False
@@ -160,7 +173,7 @@ class Engine:
 
     def score(self, tokens: Tokens) -> Tensor:
         """float32 logits [vocab] of what follows `tokens`, computed from nothing, beside the cache."""
-        return score(self.model, self._checked(tokens).tolist(), self.block_size)
+        return score(self.model, self._checked(tokens).tolist(), self.block_size, self._loop.num_splits)
 
     # ---- inside ----
 

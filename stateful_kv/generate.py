@@ -5,8 +5,8 @@ One step serves every running session at once, as one ragged batch of rows:
   plan     the runtime (C++) matches prefixes, drafts from what each conversation already says, allocates blocks and
            fills token ids, positions, slots, tables and copies of the whole batch
   copy     shared tail blocks that somebody is about to write into, all layers in one launch
-  forward  embedding, then per layer: QKV, rotary embedding + append to the cache, attention of the new rows over the
-           paged KV, output projection and MLP; logits of the rows that decide something
+  forward  embedding, then per layer: norm, QKV, rotary embedding + append to the cache, attention of the new rows over
+           the paged KV, output projection and MLP; logits of the rows that decide something
   verify   draws one token per row and keeps each sequence's longest agreeing draft
   commit   the runtime appends what was accepted, notices stops, publishes finished turns to the radix tree
 
@@ -51,20 +51,29 @@ class Batch:
     seqused_k: Tensor  # int32 [batch]
     block_table: Tensor  # int32 [batch, max_blocks]
     max_seqlen_q: int
+    logit_rows: Tensor  # int64 [logit rows] of those rows: the last ones of each sequence, which decide something
+    cu_logit_rows: Tensor  # int32 [batch + 1]
+    max_logit_rows: int
 
     def __init__(self, **fields):
         self.__dict__.update(fields)
 
 
-def forward(model: Decoder, cache: KVCache, batch: Batch) -> Tensor:
-    """Feeds the batch's rows through the layers; appends their KV in place. Returns hidden states [rows, hidden]."""
+def forward(model: Decoder, cache: KVCache, batch: Batch, num_splits: int = 0) -> Tensor:
+    """Feeds the batch's rows through the layers; appends their KV in place.
+
+    num_splits: as in ops.delta_prefill; -1 makes every row's bits independent of the batch it comes in. Returns the
+    hidden states past the final norm of the rows that decide something, [logit rows, hidden]: once the last layer's KV
+    is written no other row is needed, and it is not computed.
+    """
     c = model.config
-    rows, q_size, kv_size = len(batch.token_ids), c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    hidden = model.embed(batch.token_ids)
-    attention = hidden.new_empty(rows, c.num_heads, c.head_dim)
+    q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    rows, cu_seqlens_q, max_seqlen_q = len(batch.token_ids), batch.cu_seqlens_q, batch.max_seqlen_q
+    residual, x = model.embed(batch.token_ids)
+    attention = residual.new_empty(rows, c.num_heads, c.head_dim)
     scale = c.head_dim**-0.5
     for layer, k_cache, v_cache in zip(model.layers, cache.keys, cache.values):
-        qkv = layer.qkv(hidden)
+        qkv = layer.qkv_linear(x)
         query = qkv[:, :q_size].view(rows, c.num_heads, c.head_dim)
         key = qkv[:, q_size : q_size + kv_size].view(rows, c.num_kv_heads, c.head_dim)
         value = qkv[:, q_size + kv_size :].view(rows, c.num_kv_heads, c.head_dim)
@@ -72,19 +81,23 @@ def forward(model: Decoder, cache: KVCache, batch: Batch) -> Tensor:
             k_cache, v_cache, query, key, value, batch.positions, model.cos_sin, batch.slot_mapping,
             q_norm_weight=layer.q_norm, k_norm_weight=layer.k_norm, norm_eps=layer.eps, query_out=query,
         )  # fmt: skip
+        if layer is model.layers[-1] and len(batch.logit_rows) < rows:  # they are the last ones of each sequence
+            query, residual = (t.index_select(0, batch.logit_rows) for t in (query, residual))
+            rows, cu_seqlens_q, max_seqlen_q = len(query), batch.cu_logit_rows, batch.max_logit_rows
+            attention = attention[:rows]
         ops.delta_prefill(
-            query, k_cache, v_cache, batch.cu_seqlens_q, batch.seqused_k, batch.block_table, batch.max_seqlen_q,
-            softmax_scale=scale, window_left=layer.window_left, out=attention,
+            query, k_cache, v_cache, cu_seqlens_q, batch.seqused_k, batch.block_table, max_seqlen_q,
+            softmax_scale=scale, window_left=layer.window_left, num_splits=num_splits, out=attention,
         )  # fmt: skip
-        hidden = layer.after_attention(hidden, attention.view(rows, q_size))
-    return hidden
+        x = layer.after_attention(attention.view(rows, q_size), residual)
+    return x
 
 
 class Loop:
     """Runs steps of a runtime's plan on a model. The runtime fills the step's buffers, the device reads them."""
 
-    def __init__(self, model: Decoder, cache: KVCache, runtime: Runtime):
-        self.model, self.cache, self.runtime = model, cache, runtime
+    def __init__(self, model: Decoder, cache: KVCache, runtime: Runtime, num_splits: int = 0):
+        self.model, self.cache, self.runtime, self.num_splits = model, cache, runtime, num_splits
         self.rows_fed = 0  # counted where rows enter the model
         self.steps = 0
         self.blocks_copied = 0
@@ -140,18 +153,20 @@ class Loop:
             seqused_k=self._take("seqused_k", plan.num_seqs),
             block_table=self._take("block_table", plan.num_seqs, max(1, plan.num_blocks_used_in_table)),
             max_seqlen_q=plan.max_seqlen_q,
+            logit_rows=self._take("logit_rows", plan.num_logit_rows),
+            cu_logit_rows=self._take("cu_rows", plan.num_seqs + 1),
+            max_logit_rows=plan.max_rows_per_seq,
         )
         self.rows_fed += plan.num_tokens
         self.steps += 1
-        hidden = forward(self.model, self.cache, batch)
+        normed = forward(self.model, self.cache, batch, self.num_splits)
         if plan.num_logit_rows:
-            self._verify(plan, hidden)
+            self._verify(plan, batch, normed)
         if self.model.device.type == "cuda":  # the next plan overwrites the buffers that this step's copies read
             torch.cuda.current_stream(self.model.device).synchronize()
 
-    def _verify(self, plan, hidden: Tensor) -> None:
-        rows = self._take("logit_rows", plan.num_logit_rows)
-        logits = self.model.logits(hidden.index_select(0, rows))
+    def _verify(self, plan, batch: Batch, normed: Tensor) -> None:
+        logits = self.model.logits(normed)
         sampling = {}
         if plan.any_sampled:
             names = ("temperature", "top_k", "top_p", "min_p", "seeds")
@@ -161,7 +176,7 @@ class Loop:
         ops.verify_drafts(
             logits,
             self._take("draft_tokens", plan.num_logit_rows),
-            self._take("cu_rows", plan.num_seqs + 1),
+            batch.cu_logit_rows,
             **sampling,
             tokens=tokens,
             num_tokens=num_tokens,
@@ -172,7 +187,7 @@ class Loop:
 
 
 @torch.inference_mode()
-def score(model: Decoder, tokens: list[int], block_size: int = 16) -> Tensor:
+def score(model: Decoder, tokens: list[int], block_size: int = 16, num_splits: int = 0) -> Tensor:
     """float32 logits [vocab] of what follows `tokens`, computed from nothing in a cache of its own: a reference."""
     n = len(tokens)
     num_blocks = -(-n // block_size)
@@ -184,6 +199,9 @@ def score(model: Decoder, tokens: list[int], block_size: int = 16) -> Tensor:
         seqused_k=torch.tensor([n], dtype=torch.int32, device=model.device),
         block_table=torch.arange(num_blocks, dtype=torch.int32, device=model.device)[None],
         max_seqlen_q=n,
+        logit_rows=torch.tensor([n - 1], device=model.device),
+        cu_logit_rows=torch.tensor([0, 1], dtype=torch.int32, device=model.device),
+        max_logit_rows=1,
     )
-    hidden = forward(model, KVCache(model, num_blocks, block_size), batch)
-    return model.logits(hidden[-1:])[0].float()
+    normed = forward(model, KVCache(model, num_blocks, block_size), batch, num_splits)
+    return model.logits(normed)[0].float()

@@ -160,6 +160,45 @@ def compact_kv(
     _call(_op.compact_kv.default, list(k_caches), list(v_caches), src_slots, dst_slots, cu_moves)
 
 
+def rms_norm(input: Tensor, weight: Tensor, epsilon: float, out: Tensor | None = None) -> Tensor:
+    """input / sqrt(mean(input^2) + epsilon) * weight, row by row, in float32 and rounded once.
+
+    input, out: [rows, hidden], float32, float16 or bfloat16, any row stride. weight: [hidden] of the same dtype.
+    out is mutated and returned; it may be input itself, any other overlap is refused; new memory by default.
+    A row's bits depend on that row and the weight alone: neither on other rows, nor on strides, alignment or threads.
+    Raises ValueError, TypeError for malformed arguments, before anything is written.
+    Source: RMSNorm (Zhang and Sennrich, 2019); name and meaning as in vLLM.
+    """
+    out = torch.empty(input.shape, dtype=input.dtype, device=input.device) if out is None else out
+    _call(_op.rms_norm.default, out, input, weight, epsilon)
+    return out
+
+
+def fused_add_rms_norm(input: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """residual += input, then input = rms_norm(residual); both in place, in one pass. Returns (input, residual).
+
+    input, residual: [rows, hidden] as in rms_norm, mutated, not overlapping. The sum is rounded to their dtype and the
+    norm is that of the rounded sum: the same bits as residual.add_(input) followed by rms_norm.
+    Raises as rms_norm. Source: as rms_norm.
+    """
+    _call(_op.fused_add_rms_norm.default, input, residual, weight, epsilon)
+    return input, residual
+
+
+def silu_and_mul(input: Tensor, out: Tensor | None = None) -> Tensor:
+    """silu(gate) * up of the rows (gate, up) that a fused projection leaves, in float32 and rounded once.
+
+    input: [rows, 2 * size], float32, float16 or bfloat16, any row stride. out: [rows, size] of the same dtype, mutated
+    and returned, not overlapping input; new memory by default. silu(x) = x / (1 + exp(-x)).
+    Raises ValueError, TypeError for malformed arguments, before anything is written.
+    Source: SwiGLU (Shazeer, 2020); name and meaning as in vLLM.
+    """
+    if out is None:
+        out = input.new_empty((*input.shape[:-1], input.shape[-1] // 2 if input.dim() else 0))
+    _call(_op.silu_and_mul.default, out, input)
+    return out
+
+
 def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """x @ weight^T + bias with one fixed reduction order: a row's bits depend on that row and the weights alone.
 

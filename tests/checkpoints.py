@@ -40,12 +40,12 @@ FAMILIES = {
 }
 
 
-def save(name: str, directory: pathlib.Path, **save_options) -> pathlib.Path:
-    """Writes the checkpoint `name` below `directory` (once) and returns its folder."""
+def save(name: str, directory: pathlib.Path, shape: dict | None = None, **save_options) -> pathlib.Path:
+    """Writes the checkpoint `name` below `directory` (once) and returns its folder; `shape` overrides its config."""
     path = directory / name
     if not path.exists():
         config_class, overrides = FAMILIES[name]
-        config = getattr(transformers, config_class)(**{**_SHAPE, **overrides})
+        config = getattr(transformers, config_class)(**{**_SHAPE, **overrides, **(shape or {})})
         torch.manual_seed(sum(map(ord, name)))
         model = transformers.AutoModelForCausalLM.from_config(config)
         with torch.no_grad():  # biases and norms start at 0 and 1: move them, or a forgotten one would go unnoticed

@@ -103,6 +103,24 @@ def propose_drafts():
     )  # fmt: skip
 
 
+def rms_norm(dtype=torch.bfloat16):
+    return dict(
+        out=torch.zeros(5, 40, dtype=dtype), input=torch.randn(5, 40).to(dtype), weight=torch.rand(40).to(dtype),
+        epsilon=1e-6,
+    )  # fmt: skip
+
+
+def fused_add_rms_norm(dtype=torch.bfloat16):
+    return dict(
+        input=torch.randn(5, 40).to(dtype), residual=torch.randn(5, 40).to(dtype), weight=torch.rand(40).to(dtype),
+        epsilon=1e-6,
+    )  # fmt: skip
+
+
+def silu_and_mul(dtype=torch.bfloat16):
+    return dict(out=torch.zeros(5, 40, dtype=dtype), input=torch.randn(5, 80).to(dtype))
+
+
 def row_linear(dtype=torch.bfloat16):
     return dict(
         out=torch.zeros(5, 40, dtype=dtype), x=torch.randn(5, 24).to(dtype), weight=torch.randn(40, 24).to(dtype),
@@ -118,7 +136,7 @@ CALLS = {
     f.__name__: f
     for f in (
         append_kv, rope_append_kv, delta_prefill, schedule_delta_prefill, merge_states, copy_blocks, compact_kv,
-        verify_drafts, propose_drafts, row_linear, pack_linear_weight,
+        verify_drafts, propose_drafts, rms_norm, fused_add_rms_norm, silu_and_mul, row_linear, pack_linear_weight,
     )
 }  # fmt: skip
 OUTPUTS = {
@@ -131,6 +149,9 @@ OUTPUTS = {
     "compact_kv": ("k_caches", "v_caches"),
     "verify_drafts": ("tokens", "num_tokens", "rows", "logprobs"),
     "propose_drafts": ("drafts", "num_drafts"),
+    "rms_norm": ("out",),
+    "fused_add_rms_norm": ("input", "residual"),
+    "silu_and_mul": ("out",),
     "row_linear": ("out",),
     "pack_linear_weight": ("packed",),
 }

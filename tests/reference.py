@@ -184,6 +184,11 @@ def propose_drafts(history, max_ngram, max_drafts, min_ngram=1, latest=True):
     return []
 
 
+def silu_and_mul(x):
+    gate, up = x.chunk(2, -1)
+    return gate / (1 + (-gate).exp()) * up
+
+
 def row_linear(x, weight, bias=None, dtype=torch.float64):
     y = x.to(dtype) @ weight.to(dtype).T
     return y if bias is None else y + bias.to(dtype)

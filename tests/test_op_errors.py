@@ -208,6 +208,8 @@ def test_another_real_device(op):
 
 SCALARS = [
     ("rope_append_kv", "norm_eps", (-1.0, NAN)),
+    ("rms_norm", "epsilon", (-1.0, NAN)),
+    ("fused_add_rms_norm", "epsilon", (-1.0, NAN)),
     ("delta_prefill", "max_seqlen_q", (-1,)),
     ("delta_prefill", "softmax_scale", (NAN, math.inf)),
     ("delta_prefill", "window_left", (-2,)),

@@ -43,6 +43,9 @@ verify_drafts(Tensor(a!) tokens, Tensor(b!) num_tokens, Tensor(c!)? rows, Tensor
     Tensor(d!)? logprobs=None) -> ()
 propose_drafts(Tensor(a!) drafts, Tensor(b!) num_drafts, Tensor history, Tensor history_lens, int max_ngram,
     int min_ngram=1, bool latest=True) -> ()
+rms_norm(Tensor(a!) out, Tensor input, Tensor weight, float epsilon) -> ()
+fused_add_rms_norm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float epsilon) -> ()
+silu_and_mul(Tensor(a!) out, Tensor input) -> ()
 row_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias=None) -> ()
 pack_linear_weight(Tensor(a!) packed, Tensor weight) -> ()
 """

@@ -24,6 +24,9 @@ class IndexError : public std::out_of_range {
   X(compact_kv, CompactKvParams)                \
   X(verify_drafts, VerifyDraftsParams)          \
   X(propose_drafts, ProposeDraftsParams)        \
+  X(rms_norm, RmsNormParams)                    \
+  X(fused_add_rms_norm, FusedAddRmsNormParams)  \
+  X(silu_and_mul, SiluAndMulParams)             \
   X(row_linear, RowLinearParams)                \
   X(pack_linear_weight, PackLinearWeightParams) \
   X(delta_prefill, DeltaPrefillParams)          \

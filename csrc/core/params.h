@@ -221,4 +221,35 @@ struct PackLinearWeightParams {
 // Elements along k that a packed weight keeps together: its shape is [n, ceil(k / pair), pair].
 constexpr int64_t linear_pair(DType dtype) { return dtype == DType::kBFloat16 ? 2 : 1; }
 
+struct RmsNormParams {
+  void* out;  // [rows, hidden] of dtype; may be input
+  int64_t out_stride;
+  const void* input;  // [rows, hidden]
+  int64_t input_stride;
+  const void* weight;  // [hidden]
+  int64_t rows, hidden;
+  DType dtype;
+  float epsilon;
+};
+
+struct FusedAddRmsNormParams {
+  void* input;  // [rows, hidden] of dtype, becomes the norm
+  int64_t input_stride;
+  void* residual;  // [rows, hidden], becomes the sum
+  int64_t residual_stride;
+  const void* weight;  // [hidden]
+  int64_t rows, hidden;
+  DType dtype;
+  float epsilon;
+};
+
+struct SiluAndMulParams {
+  void* out;  // [rows, size] of dtype
+  int64_t out_stride;
+  const void* input;  // [rows, 2 * size]: gate, then up
+  int64_t input_stride;
+  int64_t rows, size;
+  DType dtype;
+};
+
 }  // namespace skv

@@ -169,6 +169,25 @@ void Check::same_or_apart(const Tensor& out, const char* out_arg, const Tensor& 
               " in part, expected the same memory or none of it");
 }
 
+void Check::apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const {
+  if (out.numel() == 0 || in.numel() == 0) return;
+  struct Rows {
+    int64_t at, stride, width, extent;  // in bytes
+  };
+  const auto rows_of = [](const Tensor& t) {
+    const int64_t element = element_size(to_dtype(t.scalar_type()));
+    const int64_t stride = t.size(0) > 1 ? t.stride(0) * element : 0, width = t.size(1) * element;
+    return Rows{reinterpret_cast<int64_t>(t.data_ptr()), stride, width, stride * (t.size(0) - 1) + width};
+  };
+  const Rows to = rows_of(out), from = rows_of(in);
+  if (to.at + to.extent <= from.at || from.at + from.extent <= to.at) return;
+  if (to.stride == from.stride && to.stride > 0) {
+    const int64_t shift = ((to.at - from.at) % to.stride + to.stride) % to.stride;
+    if (shift >= from.width && shift + to.width <= to.stride) return;
+  }
+  value_error(std::string(out_arg) + " overlaps " + in_arg + ", expected memory of its own");
+}
+
 CacheShape Check::caches(const Tensor& k_cache, const Tensor& v_cache, const char* k_arg,
                          const char* v_arg) const {
   const char* names = "[num_blocks, block_size, num_kv_heads, head_dim]";

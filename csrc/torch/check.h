@@ -46,6 +46,9 @@ class Check {
   // An output of an input's shape may be that very input (in place) or share no element with it.
   void same_or_apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const;
 
+  // An output [rows, n] must share no element with a matrix [rows, k]; columns of one fused buffer are apart.
+  void apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const;
+
   // Checks one cache pair and returns what both have in common.
   CacheShape caches(const Tensor& k_cache, const Tensor& v_cache, const char* k_arg = "k_cache",
                     const char* v_arg = "v_cache") const;

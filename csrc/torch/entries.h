@@ -45,6 +45,12 @@ void verify_drafts(Tensor tokens, Tensor num_tokens, OptTensor rows, Tensor logi
 void propose_drafts(Tensor drafts, Tensor num_drafts, Tensor history, Tensor history_lens, int64_t max_ngram,
                     int64_t min_ngram, bool latest);
 
+void rms_norm(Tensor out, Tensor input, Tensor weight, double epsilon);
+
+void fused_add_rms_norm(Tensor input, Tensor residual, Tensor weight, double epsilon);
+
+void silu_and_mul(Tensor out, Tensor input);
+
 void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias);
 
 void pack_linear_weight(Tensor packed, Tensor weight);
@@ -59,6 +65,9 @@ void pack_linear_weight(Tensor packed, Tensor weight);
   X(compact_kv)               \
   X(verify_drafts)            \
   X(propose_drafts)           \
+  X(rms_norm)                 \
+  X(fused_add_rms_norm)       \
+  X(silu_and_mul)             \
   X(row_linear)               \
   X(pack_linear_weight)       \
   X(delta_prefill) X(schedule_delta_prefill)

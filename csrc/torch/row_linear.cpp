@@ -25,26 +25,6 @@ void linear_dtype(const Check& check, const Tensor& t, const char* arg) {
 
 int64_t pairs(int64_t k, int64_t pair) { return (k + pair - 1) / pair; }
 
-// out must leave x alone: other rows may still need it. Columns of one fused buffer are apart.
-void out_apart_from_x(const Check& check, const Tensor& out, const Tensor& x) {
-  if (out.numel() == 0 || x.numel() == 0) return;
-  struct Rows {
-    int64_t at, stride, width, extent;  // in bytes
-  };
-  const auto rows_of = [](const Tensor& t) {
-    const int64_t element = element_size(to_dtype(t.scalar_type()));
-    const int64_t stride = t.size(0) > 1 ? t.stride(0) * element : 0, width = t.size(1) * element;
-    return Rows{reinterpret_cast<int64_t>(t.data_ptr()), stride, width, stride * (t.size(0) - 1) + width};
-  };
-  const Rows to = rows_of(out), from = rows_of(x);
-  if (to.at + to.extent <= from.at || from.at + from.extent <= to.at) return;
-  if (to.stride == from.stride && to.stride > 0) {
-    const int64_t shift = ((to.at - from.at) % to.stride + to.stride) % to.stride;
-    if (shift >= from.width && shift + to.width <= to.stride) return;
-  }
-  check.value_error("out overlaps x, expected memory of its own");
-}
-
 }  // namespace
 
 void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias) {
@@ -72,7 +52,7 @@ void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias) {
   check.last_dim_contiguous(x, "x");
   check.same_device(x, "x", out, "out");
   check.same_device(weight, "weight", out, "out");
-  out_apart_from_x(check, out, x);
+  check.apart(out, "out", x, "x");  // other rows may still need x
   if (bias) {
     check.same_dtype(*bias, "bias", x, "x");
     check.shape(*bias, "bias", {n}, "[n]");

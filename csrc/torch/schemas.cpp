@@ -48,6 +48,9 @@ STABLE_TORCH_LIBRARY(SKV_TORCH_NAMESPACE, m) {
   m.def(
       "propose_drafts(Tensor(a!) drafts, Tensor(b!) num_drafts, Tensor history, Tensor history_lens, "
       "int max_ngram, int min_ngram=1, bool latest=True) -> ()");
+  m.def("rms_norm(Tensor(a!) out, Tensor input, Tensor weight, float epsilon) -> ()");
+  m.def("fused_add_rms_norm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float epsilon) -> ()");
+  m.def("silu_and_mul(Tensor(a!) out, Tensor input) -> ()");
   m.def("row_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias=None) -> ()");
   m.def("pack_linear_weight(Tensor(a!) packed, Tensor weight) -> ()");
 }

@@ -80,21 +80,15 @@ class Layer:
         self.down_linear = Linear(
             take(mlp + "down_proj.weight"), take(mlp + "down_proj.bias") if config.mlp_bias else None
         )
-        self.intermediate = config.intermediate_size
 
-    def qkv(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, (num_heads + 2 * num_kv_heads) * head_dim]."""
-        normed = F.rms_norm(hidden, hidden.shape[-1:], self.input_norm, self.eps)
-        return self.qkv_linear(normed)
+    def after_attention(self, attention: Tensor, residual: Tensor) -> Tensor:
+        """Output projection, residual, MLP, residual, and the norm of what comes next.
 
-    def after_attention(self, hidden: Tensor, attention: Tensor) -> Tensor:
-        """Output projection, residual, MLP, residual. hidden is updated in place and returned."""
-        hidden += self.o_linear(attention)
-        normed = F.rms_norm(hidden, hidden.shape[-1:], self.post_norm, self.eps)
-        gate_up = self.gate_up_linear(normed)
-        gate, up = gate_up[:, : self.intermediate], gate_up[:, self.intermediate :]
-        hidden += self.down_linear(F.silu(gate).mul_(up))
-        return hidden
+        attention: [rows, num_heads * head_dim]. residual: [rows, hidden], updated in place. Returns the normed rows.
+        """
+        x, _ = ops.fused_add_rms_norm(self.o_linear(attention), residual, self.post_norm, self.eps)
+        x = self.down_linear(ops.silu_and_mul(self.gate_up_linear(x)))
+        return ops.fused_add_rms_norm(x, residual, self.next_norm, self.eps)[0]
 
 
 class Decoder:
@@ -109,14 +103,17 @@ class Decoder:
         self.config, self.device, self.dtype = config, device, dtype
         self.embedding = place("model.embed_tokens.weight")
         self.layers = [Layer(config, place, i) for i in range(config.num_layers)]
-        self.norm = place("model.norm.weight")
+        final_norm = place("model.norm.weight")
+        for layer, norm in zip(self.layers, [*(layer.input_norm for layer in self.layers[1:]), final_norm]):
+            layer.next_norm = norm
         self.lm_head = Linear(self.embedding if config.tie_word_embeddings else place("lm_head.weight"))
         self.cos_sin = cos_sin_table(config.rope, config.max_position, device)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self.embedding)
+    def embed(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual stream and the first layer's normed input, both [rows, hidden]."""
+        residual = F.embedding(token_ids, self.embedding)
+        return residual, ops.rms_norm(residual, self.layers[0].input_norm, self.config.rms_norm_eps)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, vocab], in the model's dtype."""
-        normed = F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.config.rms_norm_eps)
+    def logits(self, normed: Tensor) -> Tensor:
+        """[rows, hidden], past the final norm -> [rows, vocab], in the model's dtype."""
         return self.lm_head(normed)

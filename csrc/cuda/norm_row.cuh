@@ -1,0 +1,81 @@
+// What rms_norm and fused_add_rms_norm share: a CTA per row, whose bits depend on that row and the weight
+// alone.
+//
+// Thread t takes the row's groups of 16 bytes t, t + threads, ..., whether it loads them as one vector or
+// element by element, so alignment has no part in the order of the sum either; then a butterfly within each
+// warp, and the warps' sums in their order.
+#pragma once
+
+#include "common.cuh"
+
+namespace skv {
+namespace cuda {
+
+constexpr int kNormMaxWarps = 8;
+
+template <class T>
+constexpr int kGroup = 16 / int(sizeof(T));
+
+// Elements at ... of a row of `size`; past its end zeros.
+template <class T, bool kWide>
+SKV_DEVICE Vector<T, kGroup<T>> load_group(const T* row, int64_t at, int64_t size) {
+  if constexpr (kWide) {
+    return load_vector<T, kGroup<T>>(row + at);
+  } else {
+    Vector<T, kGroup<T>> v;
+#pragma unroll
+    for (int e = 0; e < kGroup<T>; ++e) v.at[e] = at + e < size ? row[at + e] : from_float<T>(0.f);
+    return v;
+  }
+}
+
+template <class T, bool kWide>
+SKV_DEVICE void store_group(T* row, int64_t at, int64_t size, const Vector<T, kGroup<T>>& v) {
+  if constexpr (kWide) {
+    store_vector<T, kGroup<T>>(row + at, v);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kGroup<T>; ++e) {
+      if (at + e < size) row[at + e] = v.at[e];
+    }
+  }
+}
+
+// The sum over the CTA, the same in every thread.
+SKV_DEVICE float sum_over_cta(float x) {
+  SKV_SHARED(warp_sums, float[kNormMaxWarps]);
+#pragma unroll
+  for (int o = kWarpSize / 2; o; o >>= 1) x += __shfl_xor_sync(kFullMask, x, o);
+  if (threadIdx.x % kWarpSize == 0) warp_sums[threadIdx.x / kWarpSize] = x;
+  __syncthreads();
+  float total = 0.f;
+  for (unsigned w = 0; w < blockDim.x / kWarpSize; ++w) total += warp_sums[w];
+  return total;
+}
+
+// out = x / sqrt(mean(x^2) + epsilon) * weight, given the thread's share of the sum of squares; out may be x.
+template <class T, bool kWide>
+SKV_DEVICE void write_norm(T* out, const T* x, const T* weight, int64_t hidden, float epsilon,
+                           float squares) {
+  const float scale = rsqrtf(sum_over_cta(squares) / float(hidden) + epsilon);
+  for (int64_t at = int64_t(threadIdx.x) * kGroup<T>; at < hidden; at += int64_t(blockDim.x) * kGroup<T>) {
+    Vector<T, kGroup<T>> v = load_group<T, kWide>(x, at, hidden);
+    const Vector<T, kGroup<T>> w = load_group<T, kWide>(weight, at, hidden);
+#pragma unroll
+    for (int e = 0; e < kGroup<T>; ++e)
+      v.at[e] = from_float<T>(to_float(v.at[e]) * scale * to_float(w.at[e]));
+    store_group<T, kWide>(out, at, hidden, v);
+  }
+}
+
+// Threads of a row: a function of its length alone, as the order of the sum depends on it.
+template <class T>
+int norm_threads(int64_t hidden) {
+  const int64_t groups = (hidden + kGroup<T> - 1) / kGroup<T>;
+  int warps = 1;
+  while (warps < kNormMaxWarps && int64_t(warps) * kWarpSize < groups) warps *= 2;
+  return warps * kWarpSize;
+}
+
+}  // namespace cuda
+}  // namespace skv
