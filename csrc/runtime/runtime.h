@@ -144,6 +144,7 @@ class Runtime {
   void check() const;
 
   const StepBuffers& buffers() const { return buffers_; }
+  const StepSizes& sizes() const { return sizes_; }
   // Replaces arrays by the caller's, which must outlive the runtime or the next bind. All buffers are
   // cleared; the next step writes the block tables of running requests from their first entry on.
   void bind(const std::vector<std::pair<std::string, void*>>& arrays);
