@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import ops
 from .models import Decoder
+from .models.decoder import Buffers
 from .runtime import Runtime
 
 
@@ -66,31 +67,25 @@ def forward(model: Decoder, cache: KVCache, batch: Batch, num_splits: int = 0) -
     hidden states past the final norm of the rows that decide something, [logit rows, hidden]: once the last layer's KV
     is written no other row is needed, and it is not computed.
     """
-    c = model.config
-    q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    rows, cu_seqlens_q, max_seqlen_q = len(batch.token_ids), batch.cu_seqlens_q, batch.max_seqlen_q
-    residual, x = model.embed(batch.token_ids)
-    attention = residual.new_empty(rows, c.num_heads, c.head_dim)
-    scale = c.head_dim**-0.5
+    cu_seqlens_q, max_seqlen_q, scale = batch.cu_seqlens_q, batch.max_seqlen_q, model.config.head_dim**-0.5
+    residual, b = model.embed(batch.token_ids)
     for layer, k_cache, v_cache in zip(model.layers, cache.keys, cache.values):
-        qkv = layer.qkv_linear(x)
-        query = qkv[:, :q_size].view(rows, c.num_heads, c.head_dim)
-        key = qkv[:, q_size : q_size + kv_size].view(rows, c.num_kv_heads, c.head_dim)
-        value = qkv[:, q_size + kv_size :].view(rows, c.num_kv_heads, c.head_dim)
+        layer.qkv_linear(b.normed, b.qkv)
         ops.rope_append_kv(
-            k_cache, v_cache, query, key, value, batch.positions, model.cos_sin, batch.slot_mapping,
-            q_norm_weight=layer.q_norm, k_norm_weight=layer.k_norm, norm_eps=layer.eps, query_out=query,
+            k_cache, v_cache, b.query, b.key, b.value, batch.positions, model.cos_sin, batch.slot_mapping,
+            q_norm_weight=layer.q_norm, k_norm_weight=layer.k_norm, norm_eps=layer.eps, query_out=b.query,
         )  # fmt: skip
-        if layer is model.layers[-1] and len(batch.logit_rows) < rows:  # they are the last ones of each sequence
+        query = b.query
+        if layer is model.layers[-1] and len(batch.logit_rows) < len(residual):  # the last ones of each sequence
             query, residual = (t.index_select(0, batch.logit_rows) for t in (query, residual))
-            rows, cu_seqlens_q, max_seqlen_q = len(query), batch.cu_logit_rows, batch.max_logit_rows
-            attention = attention[:rows]
+            cu_seqlens_q, max_seqlen_q = batch.cu_logit_rows, batch.max_logit_rows
+            b = Buffers(model.config, len(residual), residual)
         ops.delta_prefill(
             query, k_cache, v_cache, cu_seqlens_q, batch.seqused_k, batch.block_table, max_seqlen_q,
-            softmax_scale=scale, window_left=layer.window_left, num_splits=num_splits, out=attention,
+            softmax_scale=scale, window_left=layer.window_left, num_splits=num_splits, out=b.attention,
         )  # fmt: skip
-        x = layer.after_attention(attention.view(rows, q_size), residual)
-    return x
+        layer.after_attention(b, residual)
+    return b.normed
 
 
 class Loop:

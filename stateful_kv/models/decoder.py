@@ -50,11 +50,33 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.is_packed = weight.device.type == "cpu"
-        self.weight = ops.pack_linear_weight(weight) if self.is_packed else weight
+        self.weight = ops.pack_linear_weight(weight) if self.is_packed else weight.t()
         self.bias = bias
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return (ops.row_linear if self.is_packed else F.linear)(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        """Writes and returns out [rows, n]."""
+        if self.is_packed:
+            return ops.row_linear(x, self.weight, self.bias, out)
+        if self.bias is None:
+            return torch.mm(x, self.weight, out=out)
+        return torch.addmm(self.bias, x, self.weight, out=out)
+
+
+class Buffers:
+    """The activations of one forward pass, which all its layers use one after the other."""
+
+    def __init__(self, config: DecoderConfig, rows: int, like: Tensor):
+        c = config
+        heads = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
+        self.normed = like.new_empty(rows, c.hidden_size)
+        self.qkv = like.new_empty(rows, sum(heads) * c.head_dim)
+        # Views of one buffer, [rows, heads, head_dim] each.
+        parts = self.qkv.split([n * c.head_dim for n in heads], 1)
+        self.query, self.key, self.value = (part.view(rows, n, c.head_dim) for part, n in zip(parts, heads))
+        self.attention = like.new_empty(rows, c.num_heads, c.head_dim)
+        self.attention_rows = self.attention.view(rows, c.num_heads * c.head_dim)
+        self.gate_up = like.new_empty(rows, 2 * c.intermediate_size)
+        self.activated = like.new_empty(rows, c.intermediate_size)
 
 
 class Layer:
@@ -81,14 +103,17 @@ class Layer:
             take(mlp + "down_proj.weight"), take(mlp + "down_proj.bias") if config.mlp_bias else None
         )
 
-    def after_attention(self, attention: Tensor, residual: Tensor) -> Tensor:
-        """Output projection, residual, MLP, residual, and the norm of what comes next.
+    def after_attention(self, b: Buffers, residual: Tensor) -> None:
+        """Output projection, residual, MLP, residual, and the norm of what comes next: b.attention -> b.normed.
 
-        attention: [rows, num_heads * head_dim]. residual: [rows, hidden], updated in place. Returns the normed rows.
+        residual: [rows, hidden], updated in place.
         """
-        x, _ = ops.fused_add_rms_norm(self.o_linear(attention), residual, self.post_norm, self.eps)
-        x = self.down_linear(ops.silu_and_mul(self.gate_up_linear(x)))
-        return ops.fused_add_rms_norm(x, residual, self.next_norm, self.eps)[0]
+        self.o_linear(b.attention_rows, b.normed)
+        ops.fused_add_rms_norm(b.normed, residual, self.post_norm, self.eps)
+        self.gate_up_linear(b.normed, b.gate_up)
+        ops.silu_and_mul(b.gate_up, b.activated)
+        self.down_linear(b.activated, b.normed)
+        ops.fused_add_rms_norm(b.normed, residual, self.next_norm, self.eps)
 
 
 class Decoder:
@@ -109,11 +134,13 @@ class Decoder:
         self.lm_head = Linear(self.embedding if config.tie_word_embeddings else place("lm_head.weight"))
         self.cos_sin = cos_sin_table(config.rope, config.max_position, device)
 
-    def embed(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual stream and the first layer's normed input, both [rows, hidden]."""
+    def embed(self, token_ids: Tensor) -> tuple[Tensor, Buffers]:
+        """The residual stream [rows, hidden], and buffers that hold the first layer's normed input."""
         residual = F.embedding(token_ids, self.embedding)
-        return residual, ops.rms_norm(residual, self.layers[0].input_norm, self.config.rms_norm_eps)
+        b = Buffers(self.config, len(token_ids), residual)
+        ops.rms_norm(residual, self.layers[0].input_norm, self.config.rms_norm_eps, b.normed)
+        return residual, b
 
     def logits(self, normed: Tensor) -> Tensor:
         """[rows, hidden], past the final norm -> [rows, vocab], in the model's dtype."""
-        return self.lm_head(normed)
+        return self.lm_head(normed, normed.new_empty(len(normed), self.config.vocab_size))
