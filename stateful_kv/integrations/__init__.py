@@ -1,0 +1,1 @@
+"""Other engines' interfaces over the ops of stateful_kv."""

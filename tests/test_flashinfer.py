@@ -1,0 +1,223 @@
+"""FlashInfer's interfaces over our ops: CSR page tables, its cache layouts, base-2 log-sum-exps.
+
+Where a folder of FlashInfer's published traces is at hand (FLASHINFER_TRACES=.../tests/trace/fi_trace_out), also the
+references inside them.
+"""
+
+import json
+import math
+import os
+import pathlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stateful_kv.integrations import flashinfer
+
+TRACES = os.environ.get("FLASHINFER_TRACES")
+
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def page_table(lengths, page_size, num_pages, seed=0):
+    """Random distinct pages for sequences of these lengths."""
+    pages = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).int()
+    counts = [-(-n // page_size) for n in lengths]
+    indptr = torch.tensor([0, *counts]).cumsum(0).int()
+    last = [n - (c - 1) * page_size if c else 1 for n, c in zip(lengths, counts)]
+    return indptr, pages[: sum(counts)].clone(), int32(*last)
+
+
+def attention(q, k, v, scale, causal):
+    """float64 attention of one sequence, bottom-right aligned: out, base-2 log-sum-exp."""
+    n, m, group = len(q), len(k), q.shape[1] // k.shape[1]
+    k, v = (t.double().repeat_interleave(group, 1) for t in (k, v))
+    scores = torch.einsum("qhd,khd->qhk", q.double(), k) * scale
+    if causal:
+        scores.masked_fill_((torch.arange(m) > torch.arange(n)[:, None] + m - n)[:, None], -math.inf)
+    return torch.einsum("qhk,khd->qhd", scores.softmax(-1), v), scores.logsumexp(-1) / math.log(2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_page_tables_name_the_same_pages(data):
+    page_size = data.draw(st.sampled_from([1, 2, 5, 16]))
+    lengths = data.draw(st.lists(st.integers(0, 70), max_size=5))
+    indptr, indices, last = page_table(lengths, page_size, 400)
+    table, seqused = flashinfer.csr_to_block_table(indptr, indices, last, page_size)
+    assert seqused.tolist() == lengths and seqused.dtype == table.dtype == torch.int32
+    for b, n in enumerate(lengths):
+        count = -(-n // page_size)
+        assert table[b, :count].tolist() == indices[indptr[b] : indptr[b + 1]].tolist()
+        assert (table[b, count:] == -1).all()
+    narrow, _ = flashinfer.csr_to_block_table(indptr, indices, last, page_size, max_pages=2)
+    wide, _ = flashinfer.csr_to_block_table(indptr, indices, last, page_size, max_pages=80)
+    assert torch.equal(narrow, wide[:, :2]) and torch.equal(wide[:, : table.shape[1]], table)
+
+
+def test_slots_of_tokens_and_of_none():
+    indptr, indices = int32(0, 2, 2, 3), int32(7, 4, 9)
+    slots = flashinfer.csr_to_slot_mapping(int32(0, 0, 2), int32(3, 4, 1), indptr, indices, 4)
+    assert slots.tolist() == [7 * 4 + 3, 4 * 4, 9 * 4 + 1] and slots.dtype == torch.int64
+    for b, p in ((0, 8), (0, -1), (1, 0), (3, 0), (-1, 0)):
+        with pytest.raises(IndexError, match=f"token 1 is at position {p} of sequence {b}"):
+            flashinfer.csr_to_slot_mapping(int32(0, b), int32(0, p), indptr, indices, 4)
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+@pytest.mark.parametrize("fused", [True, False], ids=["one tensor", "tuple"])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_append_then_prefill_then_decode(layout, fused, page_size):
+    torch.manual_seed(page_size)
+    lengths, heads, kv_heads, dim = [37, 5, 64], 4, 2, 64
+    rows = [7, 5, 1]
+    indptr, indices, last = page_table(lengths, page_size, 200)
+    inner = (page_size, kv_heads, dim) if layout == "NHD" else (kv_heads, page_size, dim)
+    cache = torch.full((200, 2, *inner), math.nan)
+    given = cache if fused else (cache[:, 0], cache[:, 1])
+    keys, values = ([torch.randn(n, kv_heads, dim) for n in lengths] for _ in range(2))
+    flashinfer.append_paged_kv_cache(
+        torch.cat(keys), torch.cat(values),
+        torch.tensor([b for b, n in enumerate(lengths) for _ in range(n)]).int(),
+        torch.tensor([i for n in lengths for i in range(n)]).int(),
+        given, indices, indptr, last, layout,
+    )  # fmt: skip
+    q = torch.randn(sum(rows), heads, dim)
+    starts = torch.tensor([0, *rows]).cumsum(0).int()
+    wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(kv_layout=layout)
+    for causal in (True, False):
+        wrapper.plan(starts, indptr, indices, last, heads, kv_heads, dim, page_size, causal=causal)
+        out, lse = wrapper.run(q, given, return_lse=True)
+        for b in range(3):
+            part = slice(int(starts[b]), int(starts[b + 1]))
+            want, want_lse = attention(q[part], keys[b], values[b], dim**-0.5, causal)
+            torch.testing.assert_close(out[part].double(), want, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(lse[part].double(), want_lse, rtol=1e-5, atol=1e-5)
+    decode = flashinfer.BatchDecodeWithPagedKVCacheWrapper(kv_layout=layout)
+    decode.plan(indptr, indices, last, heads, kv_heads, dim, page_size, sm_scale=0.3)
+    out = decode.run(q[:3], given)
+    for b in range(3):
+        want, _ = attention(q[b : b + 1], keys[b], values[b], 0.3, False)
+        torch.testing.assert_close(out[b : b + 1].double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_states_merge_in_base_2():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(6, 4, 64), torch.randn(50, 4, 64), torch.randn(50, 4, 64)
+    (va, sa), (vb, sb) = (attention(q, k[part], v[part], 0.1, False) for part in (slice(0, 20), slice(20, 50)))
+    out, lse = flashinfer.merge_state(va.float(), sa.float(), vb.float(), sb.float())
+    want, want_lse = attention(q, k, v, 0.1, False)
+    torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chain_stops_at_the_first_disagreement():
+    batch, n, vocab = 40, 4, 6
+    torch.manual_seed(1)
+    logits = torch.randn(batch, n + 1, vocab)
+    drafts = torch.where(torch.rand(batch, n) < 0.7, logits[:, :n].argmax(-1), torch.randint(vocab, (batch, n))).int()
+    tokens, counts = flashinfer.chain_speculative_sampling(drafts, logits)
+    seen = set()
+    for b in range(batch):
+        best, accepted = logits[b].argmax(-1).tolist(), 0
+        while accepted < n and int(drafts[b, accepted]) == best[accepted]:
+            accepted += 1
+        seen.add(accepted)
+        assert tokens[b].tolist() == best[: accepted + 1] + [-1] * (n - accepted) and int(counts[b]) == accepted + 1
+    assert seen >= {0, n}
+
+
+def test_what_does_not_fit_is_named():
+    indptr, indices, last = int32(0, 1), int32(3), int32(2)
+    with pytest.raises(ValueError, match=r"last_page_len has shape \[2\], expected \[1\]"):
+        flashinfer.csr_to_block_table(indptr, indices, int32(1, 2), 4)
+    with pytest.raises(ValueError, match=r"indices is torch.int64 of shape \[1\], expected int32"):
+        flashinfer.csr_to_block_table(indptr, indices.long(), last, 4)
+    with pytest.raises(ValueError, match="kv_layout is 'KV'"):
+        flashinfer.BatchPrefillWithPagedKVCacheWrapper(kv_layout="KV")
+    wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper()
+    cache = torch.zeros(4, 2, 4, 1, 64)
+    with pytest.raises(RuntimeError, match=r"plan\(\) was not called"):
+        wrapper.run(torch.zeros(1, 1, 64), cache)
+    wrapper.plan(int32(0, 1), indptr, indices, last, 1, 1, 64, 4)
+    with pytest.raises(ValueError, match=r"are \(2, 1, 64, 4\), expected \(1, 1, 64, 4\) as planned"):
+        wrapper.run(torch.zeros(1, 2, 64), cache)
+    with pytest.raises(ValueError, match=r"paged_kv_cache has shape \[4, 3, 4, 1, 64\]"):
+        wrapper.run(torch.zeros(1, 1, 64), torch.zeros(4, 3, 4, 1, 64))
+
+
+# ---- FlashInfer's own references ------------------------------------------------------------------------------------
+
+
+def reference(name):
+    """The torch function that a published trace carries, and the trace."""
+    trace = json.loads((pathlib.Path(TRACES) / f"{name}.json").read_text())
+    scope = {"torch": torch, "math": math}
+    exec(trace["reference"], scope)
+    return next(v for k, v in scope.items() if k.endswith("_reference")), trace["axes"]
+
+
+@pytest.mark.skipif(not TRACES, reason="FLASHINFER_TRACES names no folder of FlashInfer's traces")
+class TestPublishedTraces:
+    def shapes(self, axes):
+        return (axes[n]["value"] for n in ("num_qo_heads", "num_kv_heads", "head_dim", "page_size"))
+
+    def close(self, got, want):
+        torch.testing.assert_close(got[0].float(), want[0].float(), rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(got[1], want[1], rtol=1e-3, atol=1e-3)
+
+    def test_paged_prefill(self):
+        run, axes = reference("gqa_paged_prefill_h32_kv8_d128_ps16")
+        shape = heads, kv_heads, dim, page_size = tuple(self.shapes(axes))
+        indptr, indices, last = page_table([48, 16, 32], page_size, 9)
+        starts, q = int32(0, 5, 21, 22), torch.randn(22, heads, dim).bfloat16()
+        k, v = (torch.randn(9, page_size, kv_heads, dim).bfloat16() for _ in range(2))
+        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper()
+        wrapper.plan(starts, indptr, indices, last, *shape, causal=True)
+        self.close(wrapper.run(q, (k, v), return_lse=True), run(q, k, v, starts, indptr, indices, dim**-0.5))
+
+    @pytest.mark.parametrize("page_size", [16, 64])
+    def test_paged_decode(self, page_size):
+        run, axes = reference(f"gqa_paged_decode_h32_kv8_d128_ps{page_size}")
+        shape = heads, kv_heads, dim, _ = tuple(self.shapes(axes))
+        indptr, indices, last = page_table([2 * page_size, page_size], page_size, 5)
+        q = torch.randn(2, heads, dim).bfloat16()
+        k, v = (torch.randn(5, page_size, kv_heads, dim).bfloat16() for _ in range(2))
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper()
+        wrapper.plan(indptr, indices, last, *shape)
+        self.close(wrapper.run(q, (k, v), return_lse=True), run(q, k, v, indptr, indices, dim**-0.5))
+
+    def test_append(self):
+        run, axes = reference("append_paged_kv_cache_kv8_d128")
+        heads, dim = axes["num_kv_heads"]["value"], axes["head_dim"]["value"]
+        indptr, indices, last = page_table([20, 3], 8, 6)
+        batch, positions = int32(0, 0, 1, 0), int32(18, 19, 2, 7)
+        key, value = (torch.randn(4, heads, dim).bfloat16() for _ in range(2))
+        ours, theirs = (tuple(torch.zeros(6, 8, heads, dim).bfloat16() for _ in range(2)) for _ in range(2))
+        flashinfer.append_paged_kv_cache(key, value, batch, positions, ours, indices, indptr, last)
+        run(key, value, batch, positions, theirs, indices, indptr, last)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs)) and ours[0].any()
+
+    def test_merge_state(self):
+        run, axes = reference("merge_state_h32_d128")
+        heads, dim = axes["num_heads"]["value"], axes["head_dim"]["value"]
+        va, vb = (torch.randn(9, heads, dim).bfloat16() for _ in range(2))
+        sa, sb = (torch.randn(9, heads) * 4 for _ in range(2))
+        self.close(flashinfer.merge_state(va, sa, vb, sb), run(va, sa, vb, sb))
+
+    def test_chain_sampling(self):
+        """Their reference takes a draft whose target probability is not below its own; prompt-lookup drafts are
+        certain, so with a target sure of its best token both say the same."""
+        run, axes = reference("chain_speculative_sampling_v32000")
+        vocab, batch, n = axes["vocab_size"]["value"], 6, 3
+        best = torch.randint(vocab, (batch, n + 1))
+        target = torch.nn.functional.one_hot(best, vocab).float()
+        drafts = torch.where(torch.rand(batch, n) < 0.7, best[:, :n], best[:, :n] ^ 1).int()
+        certain = torch.nn.functional.one_hot(drafts.long(), vocab).float()
+        certain = torch.cat([certain, torch.zeros(batch, 1, vocab)], 1)
+        tokens, _ = flashinfer.chain_speculative_sampling(drafts, target.log())
+        assert torch.equal(tokens, run(certain, drafts, target))
