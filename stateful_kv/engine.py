@@ -64,6 +64,10 @@ class Engine:
                 f"Engine: deterministic is True on {model.device.type}, expected False or None: row_linear, whose rows "
                 "do not depend on their number, is there on the CPU only"
             )
+        if model.device.type == "cuda" and model.dtype == torch.float32:
+            raise NotImplementedError(
+                "Engine: the model's dtype is float32 on cuda, expected float16 or bfloat16: pass dtype=torch.bfloat16"
+            )
         self.deterministic = model.device.type == "cpu" if deterministic is None else bool(deterministic)
         self.model, self.block_size = model, block_size
         self.max_length = model.config.max_position

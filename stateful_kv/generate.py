@@ -60,14 +60,20 @@ class Batch:
         self.__dict__.update(fields)
 
 
-def forward(model: Decoder, cache: KVCache, batch: Batch, num_splits: int = 0) -> Tensor:
+def forward(
+    model: Decoder, cache: KVCache, batch: Batch, num_splits: int = 0, has_schedule: bool | None = None
+) -> Tensor:
     """Feeds the batch's rows through the layers; appends their KV in place.
 
-    num_splits: as in ops.delta_prefill; -1 makes every row's bits independent of the batch it comes in. Returns the
+    num_splits: as in ops.delta_prefill; -1 makes every row's bits independent of the batch it comes in. has_schedule:
+    whether attention's work list is made once for all layers, which saves a launch a layer; None = on CUDA. Returns the
     hidden states past the final norm of the rows that decide something, [logit rows, hidden]: once the last layer's KV
     is written no other row is needed, and it is not computed.
     """
-    cu_seqlens_q, max_seqlen_q, scale = batch.cu_seqlens_q, batch.max_seqlen_q, model.config.head_dim**-0.5
+    c = model.config
+    has_schedule = model.device.type == "cuda" if has_schedule is None else has_schedule
+    schedules: dict[tuple[int, int], Tensor] = {}  # work lists of attention, which most layers share
+    cu_seqlens_q, max_seqlen_q, scale = batch.cu_seqlens_q, batch.max_seqlen_q, c.head_dim**-0.5
     residual, b = model.embed(batch.token_ids)
     for layer, k_cache, v_cache in zip(model.layers, cache.keys, cache.values):
         layer.qkv_linear(b.normed, b.qkv)
@@ -79,13 +85,76 @@ def forward(model: Decoder, cache: KVCache, batch: Batch, num_splits: int = 0) -
         if layer is model.layers[-1] and len(batch.logit_rows) < len(residual):  # the last ones of each sequence
             query, residual = (t.index_select(0, batch.logit_rows) for t in (query, residual))
             cu_seqlens_q, max_seqlen_q = batch.cu_logit_rows, batch.max_logit_rows
-            b = Buffers(model.config, len(residual), residual)
+            b = Buffers(c, len(residual), residual)
+        which = (len(residual), layer.window_left)
+        if has_schedule and which not in schedules:
+            schedules[which] = ops.schedule_delta_prefill(
+                cu_seqlens_q, batch.seqused_k, c.num_heads, c.num_kv_heads, c.head_dim, max_seqlen_q,
+                num_splits=num_splits, window_left=layer.window_left,
+            )  # fmt: skip
         ops.delta_prefill(
             query, k_cache, v_cache, cu_seqlens_q, batch.seqused_k, batch.block_table, max_seqlen_q,
-            softmax_scale=scale, window_left=layer.window_left, num_splits=num_splits, out=b.attention,
+            softmax_scale=scale, window_left=layer.window_left, num_splits=num_splits, schedule=schedules.get(which),
+            out=b.attention,
         )  # fmt: skip
         layer.after_attention(b, residual)
     return b.normed
+
+
+class HostBuffers:
+    """The arrays that a step's plan fills on the host, and their counterparts on the model's device.
+
+    On the CPU they are the same memory. Elsewhere the runtime writes page-locked memory, and copies are contiguous on
+    both sides: only such copies run beside the host, others go through pageable memory and wait for the device.
+    """
+
+    def __init__(self, runtime: Runtime, device: torch.device):
+        self.device = device
+        self._views: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}  # slicing costs more than looking up the slice
+        self.host = self.on_device = {name: torch.from_numpy(array) for name, array in runtime.buffers.items()}
+        if device.type != "cpu":
+            self.host = {name: self._page_locked(t) for name, t in self.host.items()}
+            runtime.bind({name: t.numpy() for name, t in self.host.items()})
+            self.on_device = {name: self._allocated(t) for name, t in self.host.items()}
+            self._staged = {n: self._page_locked(torch.empty_like(t)) for n, t in self.host.items() if t.dim() > 1}
+
+    @staticmethod
+    def _page_locked(t: Tensor) -> Tensor:
+        return t.pin_memory()
+
+    def _allocated(self, t: Tensor) -> Tensor:
+        return torch.empty(t.shape, dtype=t.dtype, device=self.device)
+
+    @property
+    def is_shared(self) -> bool:
+        return self.host is self.on_device
+
+    def take(self, name: str, *size: int) -> Tensor:
+        """The first rows (and columns) of a buffer, on the model's device."""
+        views = self._views.get((name, *size))
+        if views is None:
+            if len(self._views) > 10000:
+                self._views.clear()
+            views = self._views[(name, *size)] = self._views_of(name, size)
+        host, staged, device = views
+        if device is host:
+            return host
+        if staged is not host:
+            staged.copy_(host)
+        return device.copy_(staged, non_blocking=True)
+
+    def _views_of(self, name: str, size: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the runtime filled, what is copied from (the same where it is contiguous), and where to."""
+        host = self.host[name][tuple(map(slice, size))]
+        if self.is_shared:
+            return host, host, host
+        packed = [t.view(-1)[: host.numel()].view(size) for t in (self._staged.get(name, host), self.on_device[name])]
+        return host, host if host.is_contiguous() else packed[0], packed[1]
+
+    def synchronize(self) -> None:
+        """Waits until the device has read and written all of a step: the next plan overwrites what it reads."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
 
 class Loop:
@@ -96,25 +165,7 @@ class Loop:
         self.rows_fed = 0  # counted where rows enter the model
         self.steps = 0
         self.blocks_copied = 0
-        self._views: dict[tuple, tuple[Tensor, Tensor]] = {}  # slicing a tensor costs more than looking up the slice
-        self._host = self._device = {name: torch.from_numpy(array) for name, array in runtime.buffers.items()}
-        if model.device.type == "cuda":  # page-locked, so that copies to the device do not wait
-            self._host = {name: t.pin_memory() for name, t in self._host.items()}
-            runtime.bind({name: t.numpy() for name, t in self._host.items()})
-            self._device = {name: torch.empty_like(t, device=model.device) for name, t in self._host.items()}
-
-    def _take(self, name: str, *size: int) -> Tensor:
-        """The first rows (and columns) of a step buffer, on the model's device."""
-        on_host, key = self._host is self._device, (name, *size)
-        views = self._views.get(key)
-        if views is None:
-            if len(self._views) > 10000:
-                self._views.clear()
-            part = tuple(map(slice, size))
-            host = self._host[name][part]
-            views = self._views[key] = (host, host if on_host else self._device[name][part])
-        host, device = views
-        return host if on_host else device.copy_(host, non_blocking=True)
+        self._buffers = HostBuffers(runtime, model.device)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, list[int], str | None]] | None:
@@ -127,7 +178,10 @@ class Loop:
             self._run(plan)
             return self.runtime.commit()
         except BaseException:
-            self.runtime.cancel_step()  # nothing happens if the step was committed or never planned
+            try:
+                self._buffers.synchronize()
+            finally:
+                self.runtime.cancel_step()  # nothing happens if the step was committed or never planned
             raise
 
     def _run(self, plan) -> None:
@@ -135,21 +189,21 @@ class Loop:
             ops.copy_blocks(
                 self.cache.keys,
                 self.cache.values,
-                self._take("copy_src", plan.num_copies),
-                self._take("copy_dst", plan.num_copies),
-                self._take("copy_num_tokens", plan.num_copies),
+                self._buffers.take("copy_src", plan.num_copies),
+                self._buffers.take("copy_dst", plan.num_copies),
+                self._buffers.take("copy_num_tokens", plan.num_copies),
             )
             self.blocks_copied += plan.num_copies
         batch = Batch(
-            token_ids=self._take("token_ids", plan.num_tokens),
-            positions=self._take("positions", plan.num_tokens),
-            slot_mapping=self._take("slot_mapping", plan.num_tokens),
-            cu_seqlens_q=self._take("cu_seqlens_q", plan.num_seqs + 1),
-            seqused_k=self._take("seqused_k", plan.num_seqs),
-            block_table=self._take("block_table", plan.num_seqs, max(1, plan.num_blocks_used_in_table)),
+            token_ids=self._buffers.take("token_ids", plan.num_tokens),
+            positions=self._buffers.take("positions", plan.num_tokens),
+            slot_mapping=self._buffers.take("slot_mapping", plan.num_tokens),
+            cu_seqlens_q=self._buffers.take("cu_seqlens_q", plan.num_seqs + 1),
+            seqused_k=self._buffers.take("seqused_k", plan.num_seqs),
+            block_table=self._buffers.take("block_table", plan.num_seqs, max(1, plan.num_blocks_used_in_table)),
             max_seqlen_q=plan.max_seqlen_q,
-            logit_rows=self._take("logit_rows", plan.num_logit_rows),
-            cu_logit_rows=self._take("cu_rows", plan.num_seqs + 1),
+            logit_rows=self._buffers.take("logit_rows", plan.num_logit_rows),
+            cu_logit_rows=self._buffers.take("cu_rows", plan.num_seqs + 1),
             max_logit_rows=plan.max_rows_per_seq,
         )
         self.rows_fed += plan.num_tokens
@@ -157,28 +211,29 @@ class Loop:
         normed = forward(self.model, self.cache, batch, self.num_splits)
         if plan.num_logit_rows:
             self._verify(plan, batch, normed)
-        if self.model.device.type == "cuda":  # the next plan overwrites the buffers that this step's copies read
-            torch.cuda.current_stream(self.model.device).synchronize()
+        self._buffers.synchronize()
 
     def _verify(self, plan, batch: Batch, normed: Tensor) -> None:
         logits = self.model.logits(normed)
         sampling = {}
         if plan.any_sampled:
             names = ("temperature", "top_k", "top_p", "min_p", "seeds")
-            sampling = {name: self._take(name, plan.num_seqs) for name in names}
-            sampling["positions"] = self._take("sample_positions", plan.num_seqs)
-        tokens, num_tokens = (self._device[name][: plan.num_seqs] for name in ("out_tokens", "out_num_tokens"))
+            sampling = {name: self._buffers.take(name, plan.num_seqs) for name in names}
+            sampling["positions"] = self._buffers.take("sample_positions", plan.num_seqs)
+        tokens, num_tokens = (
+            self._buffers.on_device[name][: plan.num_seqs] for name in ("out_tokens", "out_num_tokens")
+        )
         ops.verify_drafts(
             logits,
-            self._take("draft_tokens", plan.num_logit_rows),
+            self._buffers.take("draft_tokens", plan.num_logit_rows),
             batch.cu_logit_rows,
             **sampling,
             tokens=tokens,
             num_tokens=num_tokens,
         )
-        if self.model.device.type == "cuda":
-            self._host["out_tokens"][: plan.num_seqs].copy_(tokens, non_blocking=True)
-            self._host["out_num_tokens"][: plan.num_seqs].copy_(num_tokens, non_blocking=True)
+        if not self._buffers.is_shared:
+            self._buffers.host["out_tokens"][: plan.num_seqs].copy_(tokens, non_blocking=True)
+            self._buffers.host["out_num_tokens"][: plan.num_seqs].copy_(num_tokens, non_blocking=True)
 
 
 @torch.inference_mode()
