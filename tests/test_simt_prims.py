@@ -17,10 +17,10 @@ CUDA = HERE.parents[1] / "csrc" / "cuda"
 
 @pytest.fixture(scope="module")
 def declared():
-    """The device functions that csrc/cuda/prim_ptx.cuh defines for nvcc."""
-    text = (CUDA / "prim_ptx.cuh").read_text()
+    """The device functions that csrc/cuda/prim*_ptx.cuh define for nvcc."""
+    text = "".join(p.read_text() for p in CUDA.glob("prim*_ptx.cuh"))
     names = re.findall(r"^SKV_DEVICE \w+ (\w+)\(", text, re.MULTILINE)
-    assert "cp_async16" in names
+    assert {"cp_async16", "tma_load", "wgmma_m64k16"} <= set(names)
     return names
 
 

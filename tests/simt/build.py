@@ -4,12 +4,14 @@
 STATEFUL_KV_SIMT_LIBRARY the op tests also run on the backend `simt`.
 """
 
+import functools
 import importlib.util
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "simt"
@@ -26,6 +28,7 @@ def cuda_include() -> pathlib.Path | None:
     return next((c / "include" for c in candidates if (c / "include" / "cuda_fp16.h").is_file()), None)
 
 
+@functools.cache
 def build(target: str) -> pathlib.Path:
     import torch
 
@@ -46,6 +49,45 @@ def build(target: str) -> pathlib.Path:
     if done.returncode:
         raise RuntimeError(f"building {target} failed:\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
     return BUILD / (f"lib{target}.so" if target.startswith("stateful_kv_simt") else target)
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+@functools.cache
+def small_case_flags(kind: str) -> list[str]:
+    """Compiler flags of a small case; they include a precompiled header, without which a case takes twice as long."""
+    build(f"simt_core_{kind}")
+    flags = ["-std=c++17", *(BUILD / f"flags_{kind}.txt").read_text().split("\n"), "-O1", "-DSKV_SIMT"]
+    flags += ["-DSKV_PRIM_EMULATION=<simt/prim.h>", f"-I{HERE / 'include'}", "-isystem", str(cuda_include())]
+    header = BUILD / f"small_{kind}" / "all.h"
+    header.parent.mkdir(exist_ok=True)
+    header.write_text(
+        "".join(f"#include <{name}>\n" for name in ("simt/prim.h", "simt/buffer.h", "algorithm", "vector"))
+    )
+    subprocess.run([compiler(), *flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"], check=True)
+    return [*flags, "-include", str(header)]
+
+
+class SmallCase(NamedTuple):
+    """A program of tests/simt/small in one build of the emulator."""
+
+    program: str
+    kind: str
+
+    def run(self, kernels: pathlib.Path, folder: pathlib.Path) -> subprocess.CompletedProcess:
+        """Compiles it in `folder` against the kernels of that directory and runs it; a hang counts as failed."""
+        flags, core = small_case_flags(self.kind), BUILD / f"libsimt_core_{self.kind}.a"
+        source, made, program = HERE / "small" / f"{self.program}.cpp", folder / "small.o", folder / "small"
+        command = [compiler(), *flags, f"-I{kernels}", "-c", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{self.program} does not compile:\n{done.stderr[-3000:]}")
+        sanitizers = ["-fsanitize=address,undefined"] if self.kind == "asan" else []  # not thread: core has its hooks
+        command = [compiler(), str(made), str(core), "-ldl", *sanitizers, "-o", str(program)]
+        subprocess.run(command, check=True)
+        return subprocess.run([program], capture_output=True, text=True, timeout=60)
 
 
 if __name__ == "__main__":

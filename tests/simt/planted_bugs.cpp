@@ -7,10 +7,7 @@ namespace {
 
 namespace prim = skv::prim;
 
-struct P {
-  int* data;  // 128 entries, all 0
-  uint32_t* flag;
-};
+using P = PlantedParams;
 
 // ---- caught in every build ----
 
@@ -185,13 +182,7 @@ __global__ void plain_flag(P p) {
   }
 }
 
-struct Bug {
-  const char* name;
-  void (*kernel)(P);
-  int ctas, threads;
-  size_t smem;
-};
-const Bug kBugs[] = {
+const PlantedBug kBugs[] = {
     {"divergent_barrier", divergent_barrier, 1, 32, 0},
     {"barrier_against_shuffle", barrier_against_shuffle, 1, 64, 0},
     {"mismatched_collectives", mismatched_collectives, 1, 32, 0},
@@ -225,7 +216,9 @@ const Bug kBugs[] = {
 }  // namespace
 
 int run_planted_bug(const char* name) {
-  for (const Bug& bug : kBugs) {
+  std::vector<PlantedBug> bugs(std::begin(kBugs), std::end(kBugs));
+  for (const PlantedBug& bug : planted_bugs_hopper()) bugs.push_back(bug);
+  for (const PlantedBug& bug : bugs) {
     if (std::strcmp(bug.name, name)) continue;
     for (int seed = 0; seed < 30; ++seed) {
       simt::set_seed(seed);

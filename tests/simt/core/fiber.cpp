@@ -127,12 +127,16 @@ void* map_guarded(size_t bytes) {
   }
   u8* begin = static_cast<u8*>(p) + kPage;
   __builtin_memset(begin, 0xff, size);
-  return begin + (size - (bytes + 15) / 16 * 16);
+  u8* buffer = begin + (size - (bytes + 15) / 16 * 16);
+  poison(begin, size_t(buffer - begin));
+  poison(buffer + bytes, size_t(begin + size - buffer) - bytes);
+  return buffer;
 }
 
 void unmap_guarded(void* p, size_t bytes) {
   const size_t size = (bytes + kPage - 1) / kPage * kPage;
   u8* begin = static_cast<u8*>(p) - (size - (bytes + 15) / 16 * 16);
+  unpoison(begin, size);
   munmap(begin - kPage, size + 2 * kPage);
 }
 

@@ -54,13 +54,14 @@ void start_cta(Cta& cta) {
   cta.running = true;
   if (int(cta.lanes.size()) < M.num_threads) cta.lanes.resize(M.num_threads);
   start_shared(cta);
+  start_wgmma(cta);
   for (Barrier& b : cta.barriers) {
     b.waiting.clear();
     b.arrived = b.expected = b.pred_count = 0;
     b.warps_seen = 0;
   }
   for (Warp& w : cta.warps) {
-    w.ready = w.alive = 0;
+    w.ready = w.alive = w.polled = 0;
     w.priority = random_bits() & 0xffff;
     w.groups.clear();
   }
@@ -71,6 +72,8 @@ void start_cta(Cta& cta) {
     lane.wait = Wait{};
     lane.open_copies.clear();
     lane.copy_groups.clear();
+    lane.store_groups.clear();
+    lane.stores = lane.uncommitted_stores = 0;
     const unsigned t = unsigned(i);
     lane.tid = {t % block.x, t / block.x % block.y, t / (block.x * block.y)};
     prepare_lane(cta, i);
@@ -80,6 +83,7 @@ void start_cta(Cta& cta) {
   for (Warp& w : cta.warps) w.full = w.alive;
   ++M.stats.ctas;
   race_cta_start(cta);
+  start_mbarriers(cta);
   progress();
 }
 
@@ -102,7 +106,7 @@ void check_launch(dim3 grid, dim3 block, size_t smem) {
   const size_t threads = size_t(block.x) * block.y * block.z;
   const size_t ctas = size_t(grid.x) * grid.y * grid.z;
   if (!threads || threads > kMaxThreads || smem > kSmemMax || !ctas || grid.x > 0x7fffffffu ||
-      grid.y > 65535 || grid.z > 65535 || ctas > (1u << 22)) {
+      grid.y > 65535 || grid.z > 65535 || ctas >= (1u << 21)) {
     fail(false, "invalid launch: grid %u,%u,%u block %u,%u,%u shared memory %zu", grid.x, grid.y, grid.z,
          block.x, block.y, block.z, smem);
   }

@@ -56,6 +56,39 @@ struct CopyOp {
   int bytes, copy;
 };
 
+struct BulkCopy {  // one bulk copy in flight, as the pieces it moves
+  struct Piece {
+    u8* dst;
+    const u8* src;  // null: zeros
+    int bytes;
+  };
+  Vec<Piece> pieces;
+  bool to_shared;
+  u32 mbarrier;  // address, of loads
+  int bytes;     // counted there
+  int lane;
+  u32 clock;   // of that thread at the issue, for the race checker
+  u32 number;  // of stores: those of a group are waited for together
+};
+
+struct RaceClock;  // race.cpp: what the arrivals at a barrier know
+
+struct Mbarrier {
+  u32 address;
+  int count, pending;
+  int64_t bytes;  // expected and not yet arrived
+  u32 phase;
+  RaceClock *arriving, *completed;  // of this phase and of the last one
+};
+
+struct WgmmaOp {
+  bool a_in_registers, accumulate, transposed_a, transposed_b, bf16;
+  int n;
+  u64 a, b;
+  float* d[32];
+  u32 a_registers[32][4];
+};
+
 struct Lane {
   void* sp = nullptr;
   u8* stack = nullptr;
@@ -67,6 +100,8 @@ struct Lane {
   void* arg = nullptr;  // operands of the pending collective
   Vec<CopyOp> open_copies;
   Vec<Vec<CopyOp>> copy_groups;
+  Vec<u32> store_groups;  // last bulk store of each committed group
+  u32 stores = 0, uncommitted_stores = 0;
 };
 
 struct Group {  // lanes of a warp waiting for each other
@@ -79,10 +114,13 @@ struct Group {  // lanes of a warp waiting for each other
 struct Warp {
   u32 ready = 0, alive = 0, full = 0;
   u32 priority = 0;
+  u32 polled = 0;  // the lane after the one that polled last: without a seed it is its turn
   Vec<Group> groups;
+  Vec<WgmmaOp> open_wgmma;
+  Vec<Vec<WgmmaOp>> wgmma_groups;
+  u32 wgmma_issued = 0;
+  bool wgmma_fenced = false;
 };
-
-struct RaceClock;  // race.cpp: what a barrier's arrivals know
 
 struct Barrier {
   int arrived = 0, expected = 0, pred_count = 0, last_count = 0;
@@ -106,6 +144,8 @@ struct Cta {
   u8* smem_area = nullptr;    // kSmemArea bytes before a guard page
   u8* smem = nullptr;         // dynamic shared memory, right-aligned against that page
   u8* static_area = nullptr;  // kStaticArea bytes
+  Vec<Mbarrier> mbarriers;
+  Vec<BulkCopy> in_flight;
   RaceCta* race = nullptr;
 };
 
@@ -167,11 +207,24 @@ void preempt();
 void maybe_change_cta();
 // sync.cpp
 void lane_returned();
+// mbarrier.cpp
+void start_mbarriers(Cta& cta);
+Mbarrier& mbarrier_at(u32 address, const char* what);
+void mbarrier_bytes_arrived(Mbarrier& barrier, const BulkCopy& copy);
+// bulk.cpp
+bool land_a_copy(Cta& cta);
+// wgmma.cpp
+void start_wgmma(Cta& cta);
+void check_wgmma_done(Cta& cta);
 // shared.cpp
 void start_shared(Cta& cta);
 u8* shared_pointer(u32 address, int bytes, const char* what);
+void poison(u8* p, size_t n);  // under ASan, an access to these bytes is reported
+void unpoison(u8* p, size_t n);
 
-enum class Access { kRead, kWrite, kAsyncIssue, kAsyncDone };
+// kAsync...: cp.async, in the name of its thread.  kBulk...: the asynchronous proxy, which sees what ordinary
+// stores wrote only across a fence.proxy.async.
+enum class Access { kRead, kWrite, kAsyncIssue, kAsyncDone, kBulkIssue, kBulkDone, kBulkRead };
 // race.cpp; each does nothing unless the program was built with the race hooks linked in.
 bool race_enabled();
 void race_launch();
@@ -181,6 +234,13 @@ void race_arrive(Barrier& barrier);
 void race_release(Cta& cta, Barrier& barrier, int lane);
 void race_warp_sync(Cta& cta, int warp, u32 lanes);
 void race_fence(Scope scope);
+void race_fence_proxy();
+void race_mbarrier_arrive(Mbarrier& barrier);
+u32 race_bulk_issued();
+void race_mbarrier_copied(Mbarrier& barrier, int lane, u32 clock);  // a bulk copy of that lane has landed
+void race_mbarrier_completed(Mbarrier& barrier);                    // the phase is over
+void race_mbarrier_passed(const Mbarrier& barrier);
+
 void race_strong(const void* p, int bytes, Strong kind, Where where);
 void race_touch(const void* p, int bytes, Access access, int lane);
 void race_access(const void* p, int bytes, Access access, void* pc);

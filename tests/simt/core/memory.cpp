@@ -12,6 +12,11 @@ void fence(Scope scope) {
   if (scope == Scope::kDevice) preempt();
 }
 
+void fence_proxy() {
+  race_fence_proxy();
+  preempt();
+}
+
 void strong_begin() {
   if (M.lane >= 0) preempt();
 }
@@ -36,6 +41,13 @@ void race_arrive(Barrier&) {}
 void race_release(Cta&, Barrier&, int) {}
 void race_warp_sync(Cta&, int, u32) {}
 void race_fence(Scope) {}
+void race_fence_proxy() {}
+void race_mbarrier_arrive(Mbarrier&) {}
+u32 race_bulk_issued() { return 0; }
+void race_mbarrier_copied(Mbarrier&, int, u32) {}
+void race_mbarrier_completed(Mbarrier&) {}
+void race_mbarrier_passed(const Mbarrier&) {}
+
 void race_strong(const void*, int, Strong, Where) {}
 void race_touch(const void*, int, Access, int) {}
 #endif

@@ -8,6 +8,9 @@
 //  that
 //    follows it, then fence, by another (barriers carry the knowledge on to the rest of a CTA).
 //  - Strong accesses do not race with each other; a strong and a plain one do.
+//  - An mbarrier's phase passes on what its arrivals knew, and that its bulk copies have landed.
+//  - What ordinary stores wrote to shared memory, bulk copies and wgmma see only if a fence.proxy.async lies
+//    between: clocks up to which that is so travel beside the others.
 // Shared memory is also checked for reads of bytes never written and for use before an async copy was
 // awaited.
 #if defined(SIMT_RACE)
@@ -35,6 +38,7 @@ struct RaceClock {
   Vec<u32> clocks;
   std::vector<Clocks> joined;
   KnownPtr known;
+  Clocks proxied;
   Clocks result;  // of the release under way
 };
 
@@ -47,12 +51,14 @@ struct RaceThread {
   u32 clock = 1;
   Clocks peers;                     // clocks of its CTA's threads as it knows them, all 0 if null
   KnownPtr known;                   // of other CTAs
+  Clocks proxied;                   // writes up to here are visible to the asynchronous proxy
   KnownPtr release, release_cta;    // snapshot of the last fence
   KnownPtr observed, observed_cta;  // read by strong accesses, not yet fenced
 };
 
 struct RaceCta {
-  int n = 0;
+  int n = 0;  // threads, and one more that stands for the bulk copies
+  u32 copies = 0;
   std::vector<RaceThread> threads;
   std::unordered_map<const void*, Location> locations;  // in this CTA's shared memory
 };
@@ -60,13 +66,14 @@ struct RaceCta {
 namespace {
 
 constexpr u32 kNobody = ~0u;
+constexpr u32 kThreadBits = 11, kThreadMask = (1u << kThreadBits) - 1;
 constexpr int kReaders = 3;
 
 struct Epoch {
-  u32 who = kNobody;  // CTA << 10 | thread
-  u32 clock : 30, strong : 1, pending : 1;
-  const void* place = nullptr;  // program counter, or an index into places
-  Epoch() : clock(0), strong(0), pending(0) {}
+  u32 who = kNobody;                                  // CTA << kThreadBits | thread
+  u32 clock : 29, strong : 1, pending : 1, bulk : 1;  // bulk: written by a bulk copy
+  const void* place = nullptr;                        // program counter, or an index into places
+  Epoch() : clock(0), strong(0), pending(0), bulk(0) {}
 };
 struct Cell {
   Epoch write, reads[kReaders];
@@ -123,6 +130,14 @@ KnownPtr join(const KnownPtr& a, const KnownPtr& b) {
   return out;
 }
 
+Clocks join_clocks(const Clocks& a, const Clocks& b) {
+  if (!b || a == b) return a;
+  if (!a) return b;
+  auto out = std::make_shared<Vec<u32>>(*a);
+  join_row(out->data(), b->data(), int(b->size()));
+  return out;
+}
+
 Cell* cell_of(const u8* p) {
   const u64 number = reinterpret_cast<u64>(p) / kPage;
   if (number != last_page_number) {
@@ -152,7 +167,7 @@ bool in_shared(const Cta& c, const u8* p) {
 }
 
 bool ordered(const Epoch& e, int t) {
-  const u32 cta = e.who >> 10, thread = e.who & 1023;
+  const u32 cta = e.who >> kThreadBits, thread = e.who & kThreadMask;
   RaceCta& rc = *M.cta->race;
   if (cta == M.cta->linear) {
     const Clocks& peers = rc.threads[t].peers;
@@ -207,8 +222,9 @@ const void* place_of(Where where) {
   } else {
     std::snprintf(memory, sizeof memory, "global memory %p", static_cast<const void*>(p));
   }
-  fail(false, "%s at %s\n  CTA %u thread %u %s at %s\n  CTA %u thread %u %s at %s", kind, memory, a.who >> 10,
-       a.who & 1023, a_did, where_a, b.who >> 10, b.who & 1023, b_did, where_b);
+  fail(false, "%s at %s\n  CTA %u thread %u %s at %s\n  CTA %u thread %u %s at %s", kind, memory,
+       a.who >> kThreadBits, a.who & kThreadMask, a_did, where_a, b.who >> kThreadBits, b.who & kThreadMask,
+       b_did, where_b);
 }
 
 void note_read(Cell& cell, const Epoch& me, int t) {
@@ -220,19 +236,27 @@ void note_read(Cell& cell, const Epoch& me, int t) {
   *(slot ? slot : &cell.reads[random_bits() % kReaders]) = me;
 }
 
+// Whether thread t knows that the asynchronous proxy sees this write of its CTA.
+bool proxied(const Epoch& e, int t) {
+  const Clocks& clocks = M.cta->race->threads[t].proxied;
+  return e.bulk || (clocks && e.clock <= (*clocks)[e.who & kThreadMask]);
+}
+
 void access(const u8* p, int bytes, Access kind, int t, const void* place, bool strong) {
   const bool shared = in_shared(*M.cta, p);
   for (int s = 0; !shared && s < M.num_slots; ++s) {
     if (in_shared(*M.slots[s], p)) fail(false, "access to the shared memory of another CTA");
   }
   Epoch me;
-  me.who = M.cta->linear << 10 | u32(t);
-  me.clock = M.cta->race->threads[t].clock & 0x3fffffff;
+  me.who = M.cta->linear << kThreadBits | u32(t);
+  me.clock = M.cta->race->threads[t].clock & 0x1fffffff;
   me.strong = strong;
   me.place = place;
-  const char* did = kind == Access::kRead    ? "reads"
-                    : kind == Access::kWrite ? "writes"
-                                             : "starts an async copy";
+  const bool is_read = kind == Access::kRead || kind == Access::kBulkRead;
+  const char* did = kind == Access::kRead       ? "reads"
+                    : kind == Access::kBulkRead ? "reads through the asynchronous proxy"
+                    : kind == Access::kWrite    ? "writes"
+                                                : "starts an async copy";
   for (int i = 0; i < bytes; ++i) {
     Cell& cell = *cell_of(p + i);
     Epoch& w = cell.write;
@@ -241,13 +265,25 @@ void access(const u8* p, int bytes, Access kind, int t, const void* place, bool 
       w = me;
       continue;
     }
+    if (kind == Access::kBulkDone) {  // by the copies' own clock, which waiting for the mbarrier makes known
+      w.who = M.cta->linear << kThreadBits | u32(M.cta->race->n - 1);
+      w.clock = M.cta->race->copies & 0x1fffffff;
+      w.pending = 0;
+      w.bulk = 1;
+      continue;
+    }
     if (w.pending)
       report("access to the target of an unfinished async copy", p + i, me, did, w, "started it");
     if (w.who != kNobody && !(strong && w.strong) && !ordered(w, t)) {
-      report(kind == Access::kRead ? "race (read after write)" : "race (write after write)", p + i, me, did,
-             w, w.strong ? "wrote atomically" : "wrote");
+      report(is_read ? "race (read after write)" : "race (write after write)", p + i, me, did, w,
+             w.strong ? "wrote atomically" : "wrote");
     }
-    if (kind == Access::kRead) {
+    if (shared && w.who != kNobody && (kind == Access::kBulkRead || kind == Access::kBulkIssue) &&
+        !proxied(w, t)) {
+      report("no fence.proxy.async between an ordinary write and the asynchronous proxy", p + i, me, did, w,
+             "wrote");
+    }
+    if (is_read) {
       if (shared && w.who == kNobody) report("read of uninitialised shared memory", p + i, me, did, me, "");
       note_read(cell, me, t);
       continue;
@@ -259,7 +295,8 @@ void access(const u8* p, int bytes, Access kind, int t, const void* place, bool 
       r = Epoch{};
     }
     w = me;
-    w.pending = kind == Access::kAsyncIssue;
+    w.pending = kind == Access::kAsyncIssue || kind == Access::kBulkIssue;
+    w.bulk = kind == Access::kBulkIssue;
   }
 }
 
@@ -293,12 +330,17 @@ void race_launch() {
 void race_cta_start(Cta& cta) {
   if (!cta.race) cta.race = new RaceCta;
   RaceCta& rc = *cta.race;
-  rc.n = M.num_threads;
+  rc.n = M.num_threads + 1;
+  rc.copies = 0;
   rc.threads.assign(rc.n, RaceThread{});
   rc.locations.clear();
   for (Barrier& b : cta.barriers) {
     delete b.clock;
     b.clock = nullptr;
+  }
+  for (Mbarrier& b : cta.mbarriers) {
+    delete b.arriving;
+    delete b.completed;
   }
   forget(cta.smem_area, kSmemArea);
   forget(cta.static_area, kStaticArea);
@@ -306,13 +348,56 @@ void race_cta_start(Cta& cta) {
 
 void race_cta_end(Cta&) {}
 
-void race_arrive(Barrier& barrier) {
-  if (!barrier.clock) barrier.clock = new RaceClock;
-  RaceClock& c = *barrier.clock;
+namespace {
+void arrive(RaceClock& c) {
   RaceCta& rc = *M.cta->race;
   join_thread(c.clocks, c.joined, rc, M.lane);
   c.known = join(c.known, rc.threads[M.lane].known);
+  c.proxied = join_clocks(c.proxied, rc.threads[M.lane].proxied);
   ++rc.threads[M.lane].clock;
+}
+}  // namespace
+
+void race_arrive(Barrier& barrier) {
+  if (!barrier.clock) barrier.clock = new RaceClock;
+  arrive(*barrier.clock);
+}
+
+void race_mbarrier_arrive(Mbarrier& barrier) {
+  if (!barrier.arriving) barrier.arriving = new RaceClock;
+  arrive(*barrier.arriving);
+}
+
+u32 race_bulk_issued() { return M.cta->race->threads[M.lane].clock++; }
+
+void race_mbarrier_copied(Mbarrier& barrier, int lane, u32 clock) {
+  if (!barrier.arriving) barrier.arriving = new RaceClock;
+  RaceCta& rc = *M.cta->race;
+  Vec<u32>& clocks = barrier.arriving->clocks;
+  clocks.resize(rc.n);
+  clocks[rc.n - 1] = rc.copies;
+  if (clocks[lane] < clock) clocks[lane] = clock;  // what it read is free again
+}
+
+void race_mbarrier_completed(Mbarrier& barrier) {
+  delete barrier.completed;
+  barrier.completed = barrier.arriving;
+  barrier.arriving = nullptr;
+  if (barrier.completed) barrier.completed->result = std::make_shared<Vec<u32>>(barrier.completed->clocks);
+}
+
+void race_mbarrier_passed(const Mbarrier& barrier) {
+  if (!barrier.completed) return;
+  RaceThread& thread = M.cta->race->threads[M.lane];
+  thread.peers = join_clocks(thread.peers, barrier.completed->result);
+  thread.known = join(thread.known, barrier.completed->known);
+  thread.proxied = join_clocks(thread.proxied, barrier.completed->proxied);
+}
+
+void race_fence_proxy() {
+  RaceThread& thread = M.cta->race->threads[M.lane];
+  thread.proxied = join_clocks(thread.proxied, clocks_of(*M.cta->race, M.lane));
+  ++thread.clock;
 }
 
 void race_release(Cta& cta, Barrier& barrier, int lane) {
@@ -326,6 +411,7 @@ void race_release(Cta& cta, Barrier& barrier, int lane) {
   RaceThread& thread = cta.race->threads[lane];
   thread.peers = c.result;  // the lane arrived, so this holds all it knew
   thread.known = join(thread.known, c.known);
+  thread.proxied = join_clocks(thread.proxied, c.proxied);
 }
 
 void race_warp_sync(Cta& cta, int warp, u32 lanes) {
@@ -333,15 +419,18 @@ void race_warp_sync(Cta& cta, int warp, u32 lanes) {
   auto all = std::make_shared<Vec<u32>>();
   std::vector<Clocks> joined;
   KnownPtr known;
+  Clocks proxied;
   for (u32 m = lanes; m; m &= m - 1) {
     const int t = warp * 32 + __builtin_ctz(m);
     join_thread(*all, joined, rc, t);
     known = join(known, rc.threads[t].known);
+    proxied = join_clocks(proxied, rc.threads[t].proxied);
   }
   for (u32 m = lanes; m; m &= m - 1) {
     RaceThread& thread = rc.threads[warp * 32 + __builtin_ctz(m)];
     thread.peers = all;
     thread.known = known;
+    thread.proxied = proxied;
     ++thread.clock;
   }
 }
@@ -387,6 +476,7 @@ void race_strong(const void* p, int bytes, Strong kind, Where where) {
 }
 
 void race_touch(const void* p, int bytes, Access kind, int lane) {
+  if (kind == Access::kBulkDone) ++M.cta->race->copies;
   access(static_cast<const u8*>(p), bytes, kind, lane, place_of(me().wait.where), false);
 }
 

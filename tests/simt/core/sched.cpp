@@ -61,7 +61,8 @@ bool pick_next(Cta** out_cta, int* out_lane) {
   const int w = pick_warp(*cta);
   cta->current_warp = w;
   Warp& warp = cta->warps[w];
-  const int l = pick_bit(warp.ready, M.seed != 0);
+  const u32 turn = warp.ready & ~((1u << warp.polled) - 1);
+  const int l = pick_bit(M.seed == 0 && turn ? turn : warp.ready, M.seed != 0);
   warp.ready &= ~(1u << l);
   if (!warp.ready) cta->ready_warps &= ~(1u << w);
   *out_cta = cta;
@@ -103,6 +104,7 @@ void pause() {
   }
   me().wait.what = "poll";
   M.cta->warps[warp_id()].priority = ++M.next_priority;  // a polling warp lets every other one go first
+  M.cta->warps[warp_id()].polled = u32(lane_id() + 1) & 31;
   M.cta->current_warp = (warp_id() + 1) % M.num_warps;
   M.change_cta |= (random_bits() & 3) != 0;
   make_ready(*M.cta, M.lane);

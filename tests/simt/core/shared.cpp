@@ -13,6 +13,8 @@ namespace {
 
 constexpr u32 kGap = 32;  // between static variables; reading it gives NaN, under ASan it is poisoned
 
+}  // namespace
+
 void poison([[maybe_unused]] u8* p, [[maybe_unused]] size_t n) {
 #if SIMT_ASAN
   __asan_poison_memory_region(p, n);
@@ -23,8 +25,6 @@ void unpoison([[maybe_unused]] u8* p, [[maybe_unused]] size_t n) {
   __asan_unpoison_memory_region(p, n);
 #endif
 }
-
-}  // namespace
 
 void start_shared(Cta& cta) {
   if (!cta.smem_area) {

@@ -130,6 +130,8 @@ void lane_returned() {
     for (Barrier& b : cta.barriers) {
       if (b.arrived) fail(false, "CTA ended with arrivals pending at a named barrier");
     }
+    if (!cta.in_flight.empty()) fail(false, "CTA ended with %zu bulk copies in flight", cta.in_flight.size());
+    check_wgmma_done(cta);
     race_cta_end(cta);
     cta.running = false;
     leave_to_main(true);  // which starts the slot's next CTA: this stack is about to be reused

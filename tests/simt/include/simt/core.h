@@ -82,7 +82,7 @@ void collective(u32 mask, void* arg, CollectiveFn fn, int flags, const char* wha
 // ---- memory order ----
 enum class Scope { kCta, kDevice };
 void fence(Scope scope);
-void fence_proxy();
+void fence_proxy();  // fence.proxy.async
 enum class Strong { kLoad, kStore, kUpdate };
 // Before a strong access the scheduler may run others; after it the checker learns what was read or written.
 // changed: the access made progress another thread may wait for (a failing compare-and-swap did not).
@@ -106,6 +106,38 @@ void ldmatrix_x4(u32 (&r)[4], u32 address, bool transposed, Where where);
 enum class MmaType { kF16, kBf16 };
 void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, MmaType type, Where where);
 
+// ---- Hopper's asynchronous instructions ----
+void mbarrier_init(u32 bar, int count, Where where);
+void mbarrier_arrive(u32 bar, int expected_bytes, Where where);
+bool mbarrier_try_wait(u32 bar, int parity, Where where);
+struct TensorMap {  // what a tensor map holds here
+  u8* base;
+  int rank, element_bytes, swizzle_bits;
+  u64 size[5], stride[5];  // stride in bytes
+  u32 box[5];
+};
+void check_tensor_map(const TensorMap& map);
+void bulk_load(u32 dst, const void* src, int bytes, u32 bar, Where where);
+void bulk_store(void* dst, u32 src, int bytes, Where where);
+void tensor_load(u32 dst, const TensorMap& map, u32 bar, const int* at, int rank, Where where);
+void tensor_store(const TensorMap& map, u32 src, const int* at, int rank, Where where);
+void bulk_commit();
+void bulk_wait(int pending, Where where);
+// Address bits 4 and up XOR bits 7 and up, `bits` of them.
+inline u32 swizzled(u32 address, int bits) { return address ^ (address >> 3 & ((1u << bits) - 1) << 4); }
+bool elect_one(Where where);
+struct Wgmma {
+  float* d;
+  const u32* a_registers;  // null: A is behind `a`
+  u64 a, b;                // matrix descriptors
+  int n;
+  bool accumulate, transposed_a, transposed_b, bf16;
+};
+void wgmma(const Wgmma& operands, Where where);
+void wgmma_fence(Where where);
+void wgmma_commit(Where where);
+void wgmma_wait(int pending, Where where);
+
 // ---- running ----
 struct LaunchOptions {
   int resident =
@@ -126,7 +158,8 @@ struct Stats {
 };
 const Stats& stats();
 
-// Device memory for tests: ends at an inaccessible page and starts filled with 0xff (NaN, -1).
+// Device memory for tests: ends at an inaccessible page and starts filled with 0xff (NaN, -1); under ASan
+// what lies beside it is poisoned.
 void* map_guarded(size_t bytes);
 void unmap_guarded(void* p, size_t bytes);
 
