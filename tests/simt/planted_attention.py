@@ -9,7 +9,6 @@ KERNELS = [
         none="syncwarp narrow",
         bugs={
             "barrier": [
-                Bug("delta_prefill.cuh", "__syncthreads();  // of the previous item", "", "race"),
                 Bug(
                     "delta_prefill.cuh",
                     "if (threadIdx.x == 0) found = false;\n  __syncthreads();",
@@ -153,7 +152,7 @@ KERNELS = [
                 ),
             ],
             "init": [
-                Bug("delta_schedule_kernel.cuh", "if (thread == 0) total_work = 0;", ""),
+                Bug("delta_schedule_kernel.cuh", "if (thread == 0) total_work = 0;", "", "race"),
                 Bug("delta_schedule_kernel.cuh", "split_items[0] = whole_items[0] = 0;", "split_items[0] = 0;"),
             ],
             "mask": [

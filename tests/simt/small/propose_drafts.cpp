@@ -9,10 +9,11 @@ using namespace skv;
 using small::Buffer;
 
 void propose(bool latest) {
-  constexpr int kBatch = 6, kHistory = 301, kStride = 303, kDrafts = 5, kMaxNgram = 3, kMinNgram = 2;
-  const int lengths[kBatch] = {301, 150, 2, 41, 900, 0};  // one more than there is room for
+  constexpr int kBatch = 7, kHistory = 301, kStride = 303, kDrafts = 5, kMaxNgram = 3, kMinNgram = 2;
+  const int lengths[kBatch] = {301, 150, 2, 41, 900, 12, 0};  // one more than there is room for
   Buffer<int32_t> history(kBatch * kStride - (kStride - kHistory)), lens(8), drafts(kBatch * 6), count(8);
   for (size_t i = 0; i < history.size(); ++i) history[i] = int32_t(small::hash(uint32_t(i)) % 3);
+  for (int i = 0; i < 12; ++i) history[5 * kStride + i] = i < 10 ? 20 + i : 11 + i;  // a match of two tokens
   for (int i = 0; i < 41; ++i) history[3 * kStride + i] = i < 3 ? i : i >= 38 ? i - 38 : 10 + i % 5;
   for (int b = 0; b < kBatch; ++b) lens[b] = lengths[b];
 
