@@ -84,14 +84,18 @@ def test_calls_change_their_own_world_only():
         first.execute(Call("__init__", {"seed": 1}))
 
 
+def failures(world, path):
+    return json.loads(world.run_tests(path))["failed"]
+
+
 def test_tests_pass_when_the_constants_are_what_they_expect():
     world = World(5)
-    failing = [path for path in world.files if path.startswith("tests/") and "FAILED" in world.run_tests(path)]
+    failing = [path for path in world.files if path.startswith("tests/") and failures(world, path)]
     assert len(failing) == 3
     talk = Talk(random.Random(0), world)
-    while any("FAILED" in world.run_tests(path) for path in failing):
+    while any(failures(world, path) for path in failing):
         run_task(talk, TASKS["coding"][-1])
-    assert all(world.run_tests(path) == "2 passed, 0 failed" for path in failing)
+    assert all(json.loads(world.run_tests(path)) == {"passed": 2, "failed": 0} for path in failing)
     edit = {"path": failing[0], "old": "nowhere", "new": ""}
     assert "occurs 0 times" in json.loads(world.execute(Call("edit_file", edit)))["error"]
 

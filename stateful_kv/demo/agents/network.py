@@ -1,9 +1,9 @@
 """The embedded model as it is trained: a small Llama in plain torch, its beginning, its checkpoint.
 
 Copying is what a tool-calling agent does most, and what a small model learns last. The weights therefore begin with
-heads that copy (Elhage et al. 2021, Olsson et al. 2022): in the first layer two heads look one and two tokens back,
-in the next two layers one head each looks for a place where the last two tokens stood before and passes on what
-followed there. Training refines them and everything around them.
+heads that copy (Elhage et al. 2021, Olsson et al. 2022): in the first layer three heads look one, two and three tokens
+back, in the next one a head looks for a place where the last three tokens, or tokens like them, stood before, and
+passes on what followed there. They are trained slowly, so that the rest learns when to rely on them.
 """
 
 from __future__ import annotations
@@ -114,36 +114,36 @@ class Network(nn.Module):
         def orthogonal(rows: int, columns: int) -> Tensor:
             return torch.linalg.qr(torch.randn(columns, rows, generator=generator))[0].T
 
-        # Dimension 0 is the same in every embedding: what does not depend on the token is read from there. What is
-        # compared, what is found and what is passed on lie in directions of their own.
+        # Dimension 0 is the same in every embedding: what does not depend on the token is read from there. What a
+        # token is, what stood one, two and three before it, and what is passed on lie in directions of their own.
+        size = (d - 1) // 5
         basis = F.pad(orthogonal(d - 1, d - 1), (1, 0))
-        content, back, output = basis[:dim], basis[dim : 3 * dim], basis[-dim:]
-        one_back, two_back = back[:dim], back[dim:]
-        kv = slice((self.shape.kv_heads - 1) * dim, self.shape.kv_heads * dim)
-        first, second = ((self.shape.heads - n) * dim for n in (2, 1))
+        content, *back, output = (F.pad(basis[n * size :][:size], (0, 0, 0, dim - size)) for n in range(5))
+        block = self.blocks[0]
         # score(distance) = sum of cos((distance - n) f) over the quick frequencies: highest n tokens back.
         quick = (torch.arange(half) < 8).float()
-        block = self.blocks[0]
-        block.k.weight[kv] = 0
-        block.k.weight[kv, 0] = torch.cat((f.cos(), f.sin()))
-        block.v.weight[kv] = content
-        for begin, shift, target in ((first, 0.0, one_back), (second, 1.0, two_back)):
-            head = slice(begin, begin + dim)
+        for n, (kv, head) in enumerate(((1, 2), (1, 3), (0, 1))):
+            kv, head = slice(kv * dim, (kv + 1) * dim), slice(head * dim, (head + 1) * dim)
+            block.k.weight[kv] = 0
+            block.k.weight[kv, 0] = torch.cat((f.cos(), f.sin()))
+            block.v.weight[kv] = content
             block.q.weight[head] = 0
-            block.q.weight[head, 0] = 8 * torch.cat((quick * (shift * f).cos(), -quick * (shift * f).sin()))
-            block.o.weight[:, head] = 0.05 * target.T
+            block.q.weight[head, 0] = 8 * torch.cat((quick * (n * f).cos(), -quick * (n * f).sin()))
+            block.o.weight[:, head] = 0.05 * back[n].T
         # A match of contents must not depend on the distance: it uses the slow frequencies only.
         slow = [i for i in range(half) if f[i] < 0.01]
         slow += [i + half for i in slow]
-        match_one, match_two = orthogonal(len(slow), dim), orthogonal(len(slow), dim)
-        for block in self.blocks[1:3]:
-            head = slice(second, second + dim)
-            query, key = torch.zeros(dim, d), torch.zeros(dim, d)
-            query[slow] = 2 * match_one @ content + 1.5 * match_two @ one_back
-            key[slow] = match_one @ one_back + match_two @ two_back
-            block.q.weight[head], block.k.weight[kv] = query, key
-            block.v.weight[kv] = output
-            block.o.weight[:, head] = 0.3 * output.T
+        match = [orthogonal(len(slow), dim) for _ in range(3)]
+        kv, head, block = slice(dim, 2 * dim), slice(3 * dim, 4 * dim), self.blocks[1]
+        query, key = torch.zeros(dim, d), torch.zeros(dim, d)
+        query[slow] = 2 * match[0] @ content + 1.2 * match[1] @ back[0] + 1.5 * match[2] @ back[1]
+        key[slow] = match[0] @ back[0] + match[1] @ back[1] + match[2] @ back[2]
+        block.q.weight[head], block.k.weight[kv], block.v.weight[kv] = query, key, output
+        block.o.weight[:, head] = 0.8 * output.T
+
+    def copying(self) -> list[nn.Parameter]:
+        """The matrices in which the copying heads are."""
+        return [linear.weight for b in self.blocks[:2] for linear in (b.q, b.k, b.v, b.o)]
 
     # ---- checkpoints in the Hugging Face layout ----
 
@@ -187,15 +187,20 @@ class Network(nn.Module):
 
 
 def _word_vectors(tokenizer, d: int, generator: torch.Generator) -> Tensor:
-    """Embeddings of equal norm; pieces with the same letters (` order`, `order`, `_order`) begin near each other."""
+    """Embeddings of equal norm; pieces with the same letters (` order`, `order`, `_order`) begin near each other, so do
+    the signs that stand around a value in JSON and in a sentence."""
     size = tokenizer.get_vocab_size()
-    letters = [re.sub(r"[^a-z]", "", (tokenizer.id_to_token(i) or "").lower()) for i in range(size)]
+    pieces = [tokenizer.decode([i], skip_special_tokens=False) for i in range(size)]
+    letters = [re.sub(r"[^a-z]", "", piece.lower()) for piece in pieces]
+    signs = {'":': "colon", ":": "colon", ' "': "quote", " '": "quote"}
+    letters = [signs.get(piece, word) for piece, word in zip(pieces, letters)]
     index = {word: i for i, word in enumerate(dict.fromkeys(word for word in letters if len(word) > 1))}
     shared = torch.randn(len(index), d, generator=generator)
     own = torch.randn(size, d, generator=generator)
     for i, word in enumerate(letters):
         if word in index:
-            own[i] = 0.6 * own[i] + 0.8 * shared[index[word]]
+            part = 0.3 if pieces[i] in signs else 0.45
+            own[i] = part * own[i] + math.sqrt(1 - part**2) * shared[index[word]]
     own *= 0.02 * math.sqrt(d) / own.norm(dim=1, keepdim=True)
     own[:, 0] = 0.06
     return own

@@ -86,77 +86,81 @@ def run_task(talk: Talk, task: Task) -> None:
 
 def order_status(t: Talk) -> None:
     x = t.pick(t.world.orders)
-    t.ask(f"What is the status of order {x}?", f"Where is order {x}?", f"Has order {x} been delivered?",
-          f"Look up order {x}.")  # fmt: skip
+    t.ask(f"What is the status of order: '{x}'?", f"Where is order: '{x}'?", f"Has order: '{x}' been delivered?",
+          f"Look up order: '{x}'.")  # fmt: skip
     row = t.call("get_order", order=x)
-    t.say(f"Order {x}, {row['item']}, is {row['status']}.")
+    t.say(f"Order: '{x}', {row['item']}, is {row['status']}.")
 
 
 def order_amount(t: Talk) -> None:
     x = t.pick(t.world.orders)
-    t.ask(f"How much was order {x}?", f"What is the amount of order {x}?", f"What did order {x} cost?")
-    t.say(f"The amount of order {x} is {t.call('get_order', order=x)['amount']}.")
+    t.ask(f"How much was order: '{x}'?", f"What is the amount of order: '{x}'?", f"What did order: '{x}' cost?")
+    t.say(f"The amount of order: '{x}' is {t.call('get_order', order=x)['amount']}.")
 
 
 def refund_part(t: Talk) -> None:
     x = t.pick(t.world.orders)
     most = t.world.orders.get(x, {"amount": 100})["amount"]
     amount = t.rng.randrange(1, max(2, most))
-    t.ask(f"Refund {amount} of order {x}.", f"Pay back {amount} for order {x}.",
-          f"Please give {amount} of order {x} back.", f"Order {x} gets a refund of {amount}.")  # fmt: skip
-    row = t.call("refund_order", order=x, amount=amount)
-    t.say(f"I refunded {amount} of order {x}, refund {row['refund']}.")
+    t.ask(f"Refund the amount: {amount} of order: '{x}'.", f"For order: '{x}' pay back the amount: {amount}.",
+          f"Order: '{x}' gets a refund, amount: {amount}.")  # fmt: skip
+    refund = t.call("refund_order", order=x, amount=amount)["refund"]
+    t.say(f"I refunded the amount: {amount} of order: '{x}', refund: '{refund}'.")
 
 
 def refund_full(t: Talk) -> None:
     x = t.pick(t.world.orders)
-    t.ask(f"Refund order {x} in full.", f"Pay back all of order {x}.", f"Please refund the whole order {x}.")
+    t.ask(f"Refund order: '{x}' in full.", f"Pay back all of order: '{x}'.", f"Please refund the whole order: '{x}'.")
     amount = t.call("get_order", order=x)["amount"]
-    row = t.call("refund_order", order=x, amount=amount)
-    t.say(f"I refunded {amount} of order {x}, refund {row['refund']}.")
+    refund = t.call("refund_order", order=x, amount=amount)["refund"]
+    t.say(f"I refunded the amount: {amount} of order: '{x}', refund: '{refund}'.")
 
 
 def ticket_refund(t: Talk) -> None:
     x = t.pick(t.world.tickets)
-    t.ask(f"Refund the order of ticket {x} in full and close the ticket.",
-          f"Ticket {x}: refund its order in full, then close it.",
-          f"Pay back all of the order of ticket {x} and close the ticket.")  # fmt: skip
+    t.ask(f"Refund the order of ticket: '{x}' in full and close the ticket.",
+          f"Ticket: '{x}': refund its order in full, then close it.",
+          f"Pay back all of the order of ticket: '{x}' and close the ticket.")  # fmt: skip
     order = t.call("get_ticket", ticket=x)["order"]
     amount = t.call("get_order", order=order)["amount"]
-    row = t.call("refund_order", order=order, amount=amount)
+    refund = t.call("refund_order", order=order, amount=amount)["refund"]
     t.call("close_ticket", ticket=x)
-    t.say(f"I refunded {amount} of order {order}, refund {row['refund']}, and closed ticket {x}.")
+    t.say(f"I refunded the amount: {amount} of order: '{order}', refund: '{refund}', and closed ticket: '{x}'.")
 
 
 def ticket_who(t: Talk) -> None:
     x = t.pick(t.world.tickets)
-    t.ask(f"Who wrote ticket {x}?", f"Which customer is ticket {x} from?", f"Who is the customer of ticket {x}?")
+    t.ask(
+        f"Who wrote ticket: '{x}'?", f"Which customer is ticket: '{x}' from?", f"Who is the customer of ticket: '{x}'?"
+    )
     customer = t.call("get_ticket", ticket=x)["customer"]
     row = t.call("get_customer", customer=customer)
-    t.say(f"Ticket {x} is from {row['name']}, customer {customer}, on the {row['plan']} plan.")
+    plan = row["plan"]
+    t.say(f"Ticket: '{x}' is from {row['name']}, customer: '{customer}', plan: '{plan}'.")
 
 
 def order_who(t: Talk) -> None:
     x = t.pick(t.world.orders)
-    t.ask(f"Who bought order {x}?", f"Which customer is order {x} from?", f"Who is the customer of order {x}?")
+    t.ask(f"Who bought order: '{x}'?", f"Which customer is order: '{x}' from?", f"Who is the customer of order: '{x}'?")
     customer = t.call("get_order", order=x)["customer"]
     row = t.call("get_customer", customer=customer)
-    t.say(f"Order {x} is from {row['name']}, customer {customer}, on the {row['plan']} plan.")
+    plan = row["plan"]
+    t.say(f"Order: '{x}' is from {row['name']}, customer: '{customer}', plan: '{plan}'.")
 
 
 def close_ticket(t: Talk) -> None:
     x = t.pick(t.world.tickets)
-    t.ask(f"Close ticket {x}.", f"Please close ticket {x}.", f"Ticket {x} is done, close it.")
+    t.ask(f"Close ticket: '{x}'.", f"Please close ticket: '{x}'.", f"Ticket: '{x}' is done, close it.")
     t.call("close_ticket", ticket=x)
-    t.say(f"Ticket {x} is closed.")
+    t.say(f"Ticket: '{x}' is closed.")
 
 
 def set_plan(t: Talk) -> None:
     x, plan = t.pick(t.world.customers), t.rng.choice(words.PLANS)
-    t.ask(f"Move customer {x} to the {plan} plan.", f"Set the plan of customer {x} to {plan}.",
-          f"Customer {x} wants the {plan} plan.")  # fmt: skip
+    t.ask(f"Move customer: '{x}' to plan: '{plan}'.", f"Give customer: '{x}' the plan: '{plan}'.",
+          f"Customer: '{x}' wants plan: '{plan}'.")  # fmt: skip
     row = t.call("set_plan", customer=x, plan=plan)
-    t.say(f"Customer {x} is now on the {plan} plan, before it was {row['old']}.")
+    t.say(f"Customer: '{x}' is now on plan: '{plan}', before it was `{row['old']}`.")
 
 
 # ---- operations ----
@@ -165,19 +169,21 @@ def set_plan(t: Talk) -> None:
 def metric_value(t: Talk) -> None:
     service = t.pick(t.world.metrics)
     metric = t.pick(t.world.metrics[service])
-    t.ask(f"What is the {metric} of {service}?", f"How high is {metric} on {service}?",
-          f"Check {metric} of {service}.", f"Look at the {metric} of {service}.")  # fmt: skip
+    t.ask(f"For service: '{service}', how high is metric: '{metric}'?",
+          f"On service: '{service}' check metric: '{metric}'.",
+          f"What is the metric: '{metric}' of service: '{service}'?")  # fmt: skip
     row = t.call("get_metric", service=service, metric=metric)
-    t.say(f"{metric} of {service} is {row['value']}, the limit is {row['limit']}.")
+    t.say(f"Metric: '{metric}' of service: '{service}' has value: {row['value']}, limit {row['limit']}.")
 
 
 def setting_value(t: Talk) -> None:
     service = t.pick(t.world.settings)
     setting = t.pick(t.world.settings[service])
-    t.ask(f"What is {setting} of {service} set to?", f"Which value does {setting} have on {service}?",
-          f"Show the setting {setting} of {service}.")  # fmt: skip
+    t.ask(f"What is setting: '{setting}' of service: '{service}'?",
+          f"On service: '{service}', show setting: '{setting}'.",
+          f"Which value has setting: '{setting}' on service: '{service}'?")  # fmt: skip
     row = t.call("get_setting", service=service, setting=setting)
-    t.say(f"{setting} of {service} is {row['value']}.")
+    t.say(f"Setting: '{setting}' of service: '{service}' has value: {row['value']}.")
 
 
 def _setting(t: Talk) -> tuple[str, str, int]:
@@ -187,53 +193,55 @@ def _setting(t: Talk) -> tuple[str, str, int]:
 
 def setting_change(t: Talk) -> None:
     service, setting, value = _setting(t)
-    t.ask(f"Set {setting} of {service} to {value}.", f"Change {setting} on {service} to {value}.",
-          f"{service} needs {setting} {value}, set it.")  # fmt: skip
+    t.ask(f"On service: '{service}' give setting: '{setting}' the value: {value}.",
+          f"Change setting: '{setting}' of service: '{service}' to value: {value}.",
+          f"Service: '{service}' needs setting: '{setting}' at value: {value}.")  # fmt: skip
     row = t.call("change_setting", service=service, setting=setting, value=value)
-    t.say(f"{setting} of {service} is now {value}, before it was {row['old']}.")
+    t.say(f"Setting: '{setting}' of service: '{service}' now has value: {value}, before {row['old']}.")
 
 
 def setting_restart(t: Talk) -> None:
     service, setting, value = _setting(t)
-    t.ask(f"Set {setting} of {service} to {value} and restart it.",
-          f"Change {setting} on {service} to {value}, then restart {service}.")  # fmt: skip
+    t.ask(f"On service: '{service}' give setting: '{setting}' the value: {value} and restart it.",
+          f"Change setting: '{setting}' of service: '{service}' to value: {value}, then restart it.")  # fmt: skip
     row = t.call("change_setting", service=service, setting=setting, value=value)
     t.call("restart_service", service=service)
-    t.say(f"{setting} of {service} is now {value}, before it was {row['old']}, and {service} is restarted.")
+    t.say(f"Setting: '{setting}' of service: '{service}' now has value: {value}, before {row['old']}; it is restarted.")
 
 
 def restart(t: Talk) -> None:
     service = t.pick(t.world.settings)
-    t.ask(f"Restart {service}.", f"Please restart {service}.", f"{service} hangs, restart it.")
+    t.ask(f"Restart service: '{service}'.", f"Please restart service: '{service}'.",
+          f"Service: '{service}' hangs, restart it.")  # fmt: skip
     t.call("restart_service", service=service)
-    t.say(f"{service} is restarted.")
+    t.say(f"Service: '{service}' is restarted.")
 
 
 def alert_look(t: Talk) -> None:
     x = t.pick(t.world.alerts)
-    t.ask(f"What is alert {x} about?", f"Look into alert {x}.", f"Why does alert {x} fire?")
+    t.ask(f"What is alert: '{x}' about?", f"Look into alert: '{x}'.", f"Why does alert: '{x}' fire?")
     alert = t.call("get_alert", alert=x)
     service, metric = alert["service"], alert["metric"]
     row = t.call("get_metric", service=service, metric=metric)
-    t.say(f"Alert {x}: {metric} of {service} is {row['value']}, the limit is {row['limit']}.")
+    t.say(f"Alert: '{x}': metric: '{metric}' of service: '{service}' has value: {row['value']}, limit {row['limit']}.")
 
 
 def alert_handle(t: Talk) -> None:
     x = t.pick(t.world.alerts)
-    t.ask(f"Handle alert {x}.", f"Do what alert {x} advises and resolve it.", f"Please fix alert {x}.")
+    t.ask(f"Handle alert: '{x}'.", f"Do what alert: '{x}' advises and resolve it.", f"Please fix alert: '{x}'.")
     alert = t.call("get_alert", alert=x)
-    service, setting, value = alert["service"], alert["setting"], alert["advice"]
+    service, setting, value = alert["service"], alert["setting"], alert["value"]
     t.call("change_setting", service=service, setting=setting, value=value)
     t.call("restart_service", service=service)
     t.call("resolve_alert", alert=x)
-    t.say(f"Alert {x} is resolved: {setting} of {service} is now {value}.")
+    t.say(f"Alert: '{x}' is resolved: setting: '{setting}' of service: '{service}' now has value: {value}.")
 
 
 def resolve(t: Talk) -> None:
     x = t.pick(t.world.alerts)
-    t.ask(f"Resolve alert {x}.", f"Alert {x} is over, resolve it.", f"Mark alert {x} as resolved.")
+    t.ask(f"Resolve alert: '{x}'.", f"Alert: '{x}' is over, resolve it.", f"Mark alert: '{x}' as resolved.")
     t.call("resolve_alert", alert=x)
-    t.say(f"Alert {x} is resolved.")
+    t.say(f"Alert: '{x}' is resolved.")
 
 
 # ---- coding ----
@@ -261,61 +269,68 @@ def _tests_of(path: str) -> str:
 
 def open_file(t: Talk) -> None:
     path = _module(t)
-    t.ask(f"Open `{path}`.", f"Read `{path}`.", f"What does `{path}` define?", f"Show me the file `{path}`.")
+    t.ask(f"Open path: '{path}'.", f"Read path: '{path}'.", f"Show me the file at path: '{path}'.",
+          f"What does the file at path: '{path}' define?")  # fmt: skip
     t.call("read_file", path=path)
-    t.say(f"`{path}` defines `{_function(t, path)[1]}`.")
+    t.say(f"Path: '{path}' defines `{_function(t, path)[1]}`.")
 
 
 def find_function(t: Talk) -> None:
     path = _module(t)
     name = _function(t, path)[0]
-    t.ask(f"Where is `{name}` defined?", f"Which file defines `{name}`?", f"Find `{name}`.")
+    t.ask(f"Where does the text: '{name}' stand?", f"Which file has the text: '{name}'?", f"Find the text: '{name}'.")
     t.call("find_text", text=name)
-    t.say(f"`{name}` is defined in `{path}`.")
+    t.say(f"Text: '{name}' stands in path: '{path}'.")
 
 
 def find_and_open(t: Talk) -> None:
     path = _module(t)
     name, heading = _function(t, path)
-    t.ask(f"Find `{name}` and open its file.", f"Search for `{name}` and read the file.")
+    t.ask(f"Find the text: '{name}' and open its file.", f"Search for the text: '{name}' and read the file.")
     t.call("find_text", text=name)
     t.call("read_file", path=path)
-    t.say(f"`{path}` defines `{heading}`.")
+    t.say(f"Path: '{path}' defines `{heading}`.")
 
 
 def edit(t: Talk) -> None:
     path, old, new = _edit(t)
-    t.ask(f"In `{path}` replace `{old}` with `{new}`.", f"Edit `{path}`: `{old}` becomes `{new}`.",
-          f"Change `{old}` to `{new}` in `{path}`.")  # fmt: skip
+    t.ask(f"In path: '{path}' replace old: '{old}' with new: '{new}'.",
+          f"Edit path: '{path}': old: '{old}', new: '{new}'.",
+          f"Change path: '{path}' from old: '{old}' to new: '{new}'.")  # fmt: skip
     t.call("edit_file", path=path, old=old, new=new)
-    t.say(f"I replaced `{old}` with `{new}` in `{path}`.")
+    t.say(f"I replaced old: '{old}' with new: '{new}' in path: '{path}'.")
 
 
 def edit_and_test(t: Talk) -> None:
     path, old, new = _edit(t)
     tests = _tests_of(path)
-    t.ask(f"In `{path}` replace `{old}` with `{new}` and run `{tests}`.",
-          f"Change `{old}` to `{new}` in `{path}`, then run the tests in `{tests}`.")  # fmt: skip
+    t.ask(f"In path: '{path}' replace old: '{old}' with new: '{new}', then run path: '{tests}'.",
+          f"Edit path: '{path}': old: '{old}', new: '{new}'. Then test path: '{tests}'.")  # fmt: skip
     t.call("edit_file", path=path, old=old, new=new)
-    result = t.call("run_tests", path=tests)
-    t.say(f"I replaced `{old}` with `{new}` in `{path}`: {result.splitlines()[-1]}.")
+    t.say(f"Path: '{path}' now has `{new}`: {_outcome(t.call('run_tests', path=tests))}.")
 
 
 def run_tests(t: Talk) -> None:
     tests = _tests_of(_module(t))
-    t.ask(f"Run `{tests}`.", f"Run the tests in `{tests}`.", f"Does `{tests}` pass?")
-    t.say(f"`{tests}`: {t.call('run_tests', path=tests).splitlines()[-1]}.")
+    t.ask(f"Run path: '{tests}'.", f"Run the tests at path: '{tests}'.", f"Test path: '{tests}'.")
+    t.say(f"Path: '{tests}': {_outcome(t.call('run_tests', path=tests))}.")
 
 
 def fix_tests(t: Talk) -> None:
     """Runs the tests, sets the constants that they expect, runs them again."""
     tests = _tests_of(_module(t))
-    t.ask(f"Run `{tests}` and fix what fails.", f"Make `{tests}` pass.", f"Fix the tests in `{tests}`.")
+    t.ask(
+        f"Run path: '{tests}' and fix what fails.", f"Make path: '{tests}' pass.", f"Fix the tests at path: '{tests}'."
+    )
     result = t.call("run_tests", path=tests)
-    while failed := re.search(r"FAILED (\S+): found `(.+)`, expected `(.+)`", result):
-        t.call("edit_file", path=failed[1], old=failed[2], new=failed[3])
+    while result["failed"]:
+        t.call("edit_file", path=result["path"], old=result["old"], new=result["new"])
         result = t.call("run_tests", path=tests)
-    t.say(f"`{tests}`: {result.splitlines()[-1]}.")
+    t.say(f"Path: '{tests}': {_outcome(result)}.")
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    return f"passed {result['passed']}, failed {result['failed']}"
 
 
 TASKS: dict[str, list[Task]] = {

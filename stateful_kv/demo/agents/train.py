@@ -28,7 +28,7 @@ from .episodes import HELD_OUT, Mix, episode
 from .network import Network, Shape, save_checkpoint
 
 VALIDATION = HELD_OUT + (1 << 32)  # apart from the seeds that evaluate.py uses
-_MUON_RATE, _ADAM_RATE, _MOMENTUM, _WARM_UP, _FALL = 0.02, 3e-3, 0.95, 30, 0.4
+_MUON_RATE, _ADAM_RATE, _SLOW, _MOMENTUM, _WARM_UP, _FALL = 0.012, 5e-4, 0.05, 0.95, 20, 0.4
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ class Optimizer:
         for p in matrices:
             self.groups.setdefault(tuple(p.shape), []).append(p)
         self.momenta = {shape: torch.zeros(len(ps), *shape, device=ps[0].device) for shape, ps in self.groups.items()}
+        # Large steps would undo the copying heads, and the embeddings they compare, before anything makes use of them.
+        slow = {id(p) for p in network.copying()}
+        self.rates = {shape: [_SLOW if id(p) in slow else 1.0 for p in ps] for shape, ps in self.groups.items()}
         taken = {id(p) for p in matrices}
         rest = [p for p in network.parameters() if id(p) not in taken]
         self.adam = torch.optim.AdamW(rest, lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
@@ -124,8 +127,8 @@ class Optimizer:
             momentum = self.momenta[shape].mul_(_MOMENTUM).add_(gradient)
             update = orthogonalised(gradient.add_(momentum, alpha=_MOMENTUM))
             rate = _MUON_RATE * scale * max(1.0, shape[0] / shape[1]) ** 0.5
-            for p, change in zip(parameters, update):
-                p.add_(change, alpha=-rate)
+            for p, change, factor in zip(parameters, update, self.rates[shape]):
+                p.add_(change, alpha=-rate * factor)
         for group in self.adam.param_groups:
             group["lr"] = _ADAM_RATE * scale
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)

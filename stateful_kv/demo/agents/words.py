@@ -1,4 +1,7 @@
-"""The vocabulary of the seeded worlds: names, items, services, parts of file paths and of code."""
+"""The vocabulary of the seeded worlds: names of people, and one pool of words for everything else that has a name.
+
+The pool is large and shared: a word says nothing on what it names, so a model has to copy it from where it stands.
+"""
 
 # ruff: noqa: SIM905 - lists of words read best as text
 
@@ -10,25 +13,25 @@ LAST = (
     "Alvarez Berg Costa Duarte Evans Fischer Gupta Hansen Ivanov Jensen Kowalski Lopez Meyer Novak Okafor Petrov "
     "Quist Rossi Silva Tanaka Ueda Varga Weber Young Zhang Abbas Brandt Cohen Dahl Eriksen"
 ).split()
-MATERIALS = "oak pine steel glass wool cotton leather copper bamboo marble linen brass".split()
-THINGS = "desk lamp rug chair rack bookcase table mirror shelf bench clock vase sofa stool".split()
 STATUSES = "late shipped delivered open packed returned lost paid".split()
 PLANS = "basic standard plus team free".split()
 
-SERVICES = (
+WORDS = (
     "billing checkout search mailer catalog gateway inventory payments profile reports sessions storage tracking "
-    "uploads webhooks scheduler notifier exporter importer indexer recommender pricing shipping auth"
+    "uploads webhooks notifier exporter importer indexer pricing shipping auth cache queue error latency memory "
+    "disk load files lag workers timeout retries batch conns backoff threads fees parser router tokens users events "
+    "images scores layout models fields frames blocks index query merge split config state table store graph shape "
+    "render convert filter sorter signals invoice basket address region currency limits access archive monitor parse "
+    "save count apply check build format resolve update pick scale round trim fee row key page score event field "
+    "price date total node line limit size depth rate step margin bonus offset factor base ratio grace days cents "
+    "items width left right value weight hours units oak pine steel glass wool cotton leather copper bamboo marble "
+    "linen brass desk lamp rug chair rack bench shelf mirror clock vase sofa stool river stone cloud forest meadow "
+    "harbor island bridge tunnel valley canyon desert garden orchard window ladder hammer anchor basin beacon candle "
+    "carpet castle cellar circle corner cradle crystal curtain diamond dragon eagle falcon feather flame galaxy "
+    "glacier hollow jacket jungle kettle lantern lemon magnet maple market mosaic needle nickel ocean olive onion "
+    "orbit paddle panel parrot pebble pepper pilot planet pocket prism puzzle quartz rabbit radar ribbon rocket saddle "
+    "sailor salmon shadow shield signal silver spider spiral spring square stable summit sunset temple thunder tiger "
+    "timber torch tower tulip turtle velvet violet walnut whale willow winter wizard yellow zebra amber arrow autumn"
 ).split()
-METRICS = "queue_depth error_rate latency memory_use disk_use cpu_load open_files lag".split()
-SETTINGS = "workers timeout retries cache_size batch_size max_conns backoff threads".split()
-
-FOLDERS = "src lib app core utils tools server client".split()
-MODULES = (
-    "fees parser cache router tokens users queue batch events images scores layout models fields frames blocks index "
-    "query merge split config state table store graph shape export import render convert filter sorter signals "
-    "invoice basket address region currency limits access report backup archive monitor"
-).split()
-VERBS = "parse load save merge split count apply check build format resolve update pick scale round trim".split()
-NOUNS = "fee row key page score user event batch field price date total token index node line".split()
-CONSTANTS = "limit size depth rate step margin bonus offset factor base ratio grace".split()
-PARAMETERS = "days cents items width left right first last value weight hours units".split()
+FOLDERS, MODULES = WORDS[::6], WORDS[1::3]  # of paths: `FOLDER/MODULE.py`
+TAILS = WORDS[2::5]  # second parts of names: `WORD_TAIL`

@@ -71,6 +71,13 @@ def identifier(rng: random.Random) -> str:
     return digit() + letter() + digit() + letter() + digit()
 
 
+def names(rng: random.Random, count: int) -> list[str]:
+    """Different names of one word or of two."""
+    return [
+        word if rng.random() < 0.5 else f"{word}_{rng.choice(words.TAILS)}" for word in rng.sample(words.WORDS, count)
+    ]
+
+
 class World:
     """The data of one seed, changed by the calls made so far."""
 
@@ -82,7 +89,7 @@ class World:
             customer, order, ticket = (self._new_id(rng) for _ in range(3))
             name = f"{rng.choice(words.FIRST)} {rng.choice(words.LAST)}"
             self.customers[customer] = {"name": name, "plan": rng.choice(words.PLANS)}
-            item = f"{rng.choice(words.MATERIALS)} {rng.choice(words.THINGS)}"
+            item = " ".join(rng.sample(words.WORDS, 2))
             row = {"customer": customer, "item": item, "amount": rng.randrange(10, 10 ** rng.choice((2, 3, 4)))}
             self.orders[order] = row | {"status": rng.choice(words.STATUSES)}
             self.tickets[ticket] = {"customer": customer, "order": order, "state": "open"}
@@ -100,17 +107,17 @@ class World:
 
     def _add_servers(self, rng: random.Random, size: int) -> None:
         self.settings = {
-            service: {setting: rng.randrange(2, 200) for setting in rng.sample(words.SETTINGS, 3)}
-            for service in rng.sample(words.SERVICES, size)
+            service: {setting: rng.randrange(2, 200) for setting in names(rng, 3)}
+            for service in rng.sample(words.WORDS, size)
         }
         self.metrics, self.alerts = {}, {}
         for service, settings in self.settings.items():
-            metrics = rng.sample(words.METRICS, 2)
+            metrics = names(rng, 2)
             self.metrics[service] = {
                 metric: {"value": rng.randrange(50, 1000), "limit": rng.randrange(10, 50)} for metric in metrics
             }
             setting = rng.choice(list(settings))
-            row = {"service": service, "metric": metrics[0], "setting": setting, "advice": rng.randrange(2, 500)}
+            row = {"service": service, "metric": metrics[0], "setting": setting, "value": rng.randrange(2, 500)}
             self.alerts[self._new_id(rng)] = row | {"state": "firing"}
         self.restarts = dict.fromkeys(self.settings, 0)
 
@@ -118,20 +125,23 @@ class World:
         """Modules of constants and one function, each with a file of tests; every second one has a wrong constant."""
         self.files: dict[str, str] = {}
         modules = rng.sample(words.MODULES, size)
-        functions = rng.sample([f"{verb}_{noun}" for verb in words.VERBS for noun in words.NOUNS], size)
+        functions = [
+            f"{first}_{tail}" for first, tail in zip(*(rng.sample(w, size) for w in (words.WORDS, words.TAILS)))
+        ]
         for idx, (module, function) in enumerate(zip(modules, functions)):
             folder = rng.choice(words.FOLDERS)
-            names, (a, b) = rng.sample(words.CONSTANTS, 2), rng.sample(words.PARAMETERS, 2)
-            values = [rng.randrange(2, 1000) for _ in names]
-            lines = [f"{name} = {value}" for name, value in zip(names, values)]
-            body = rng.choice((f"{a} * {names[0]} + {b}", f"{a} + {b} * {names[1]}", f"min({a}, {names[0]}) + {b}"))
+            constants, (a, b) = names(rng, 2), rng.sample(words.WORDS, 2)
+            one, two = constants
+            values = [rng.randrange(2, 1000) for _ in constants]
+            lines = [f"{name} = {value}" for name, value in zip(constants, values)]
+            body = rng.choice((f"{a} * {one} + {b}", f"{a} + {b} * {two}", f"min({a}, {one}) + {b}"))
             source = [*lines, "", f"def {function}({a}, {b}):", f"    return {body}"]
             self.files[f"{folder}/{module}.py"] = "\n".join(source)
             if idx % 2 == 0:
                 wrong = rng.randrange(2)
                 values[wrong] += rng.randrange(1, 90)
-            tests = [f"from {folder}.{module} import {', '.join(names)}", ""]
-            tests += [f"assert {name} == {value}" for name, value in zip(names, values)]
+            tests = [f"from {folder}.{module} import {one}, {two}", ""]
+            tests += [f"assert {name} == {value}" for name, value in zip(constants, values)]
             self.files[f"tests/test_{module}.py"] = "\n".join(tests)
 
     def execute(self, call: Call) -> str:
@@ -214,12 +224,12 @@ class World:
 
     def find_text(self, text: str) -> str:
         hits = [
-            f"{path}:{number}: {line.strip()}"
+            json.dumps({"path": path, "line": number, "text": line.strip()})
             for path, content in self.files.items()
             for number, line in enumerate(content.splitlines(), 1)
             if text and text in line
         ]
-        return "\n".join(hits[:10]) or "no match"
+        return "\n".join(hits[:10]) or json.dumps({"lines": 0})
 
     def read_file(self, path: str) -> str:
         return self._find(self.files, path, "file")
@@ -234,18 +244,18 @@ class World:
         return json.dumps({"path": path, "state": "edited"})
 
     def run_tests(self, path: str) -> str:
-        """Compares every `assert NAME == NUMBER` of a file with the constants of the file that it imports from."""
+        """Compares every `assert NAME == NUMBER` of a file with the constants of the file that it imports from; of the
+        first that differs, what is there and what should be."""
         source = self._find(self.files, path, "file")
         module = re.search(r"^from ([\w.]+) import ", source, re.MULTILINE)
         if not module:
             raise CallError(f"{path} holds no tests")
         tested = module[1].replace(".", "/") + ".py"
         found = dict(re.findall(r"^(\w+) = (.+)$", self._find(self.files, tested, "file"), re.MULTILINE))
-        lines = [
-            f"FAILED {tested}: found `{name} = {found.get(name)}`, expected `{name} = {value}`"
+        wrong = [
+            {"path": tested, "old": f"{name} = {found.get(name)}", "new": f"{name} = {value}"}
             for name, value in re.findall(r"^assert (\w+) == (\d+)$", source, re.MULTILINE)
             if found.get(name) != value
         ]
         total = len(re.findall(r"^assert ", source, re.MULTILINE))
-        lines.append(f"{total - len(lines)} passed, {len(lines)} failed")
-        return "\n".join(lines)
+        return json.dumps({"passed": total - len(wrong), "failed": len(wrong), **(wrong[0] if wrong else {})})
