@@ -8,6 +8,7 @@ from checkpoints import VOCAB, save
 
 import stateful_kv as skv
 from stateful_kv import generate
+from stateful_kv.demo.main import blocks_on_gpu
 from stateful_kv.engine import Engine
 
 
@@ -111,3 +112,12 @@ def test_float32_on_a_gpu_is_refused_by_name():
     model = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
     with pytest.raises(NotImplementedError, match="dtype is float32 on cuda, expected float16 or bfloat16"):
         Engine(model)
+
+
+def test_the_demos_two_engines_share_the_memory_of_a_gpu(checkpoint, monkeypatch):
+    model = skv.models.load(checkpoint, torch.device("cpu"))
+    per_block = generate.KVCache.bytes_per_block(model, 16)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 * per_block, 200 * per_block))
+    assert blocks_on_gpu(model) == 40
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9 * per_block, 10**9 * per_block))
+    assert blocks_on_gpu(model) == 62500

@@ -104,6 +104,16 @@ def warm_up(engine: Any, params: Any) -> None:
     session.close()
 
 
+def blocks_on_gpu(model: Any, block_size: int = 16) -> int:
+    """Cache blocks for each of two engines on one GPU: two fifths of its free memory, at most a million tokens."""
+    import torch
+
+    from ..generate import KVCache
+
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(1, min(int(0.4 * free) // KVCache.bytes_per_block(model, block_size), 1_000_000 // block_size))
+
+
 def run(args: argparse.Namespace, directory: Path) -> int:
     import torch
 
@@ -119,8 +129,11 @@ def run(args: argparse.Namespace, directory: Path) -> int:
     params = skv.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=text.stop_token_ids)
     speculation = None if args.no_speculation else skv.PromptLookup()
 
+    model = skv.models.load(directory, torch.device(args.device), getattr(torch, dtype))
+    num_blocks = None if model.device.type == "cpu" else blocks_on_gpu(model)
+
     def load(**options: Any) -> Any:
-        engine = skv.Engine.from_pretrained(str(directory), device=args.device, dtype=getattr(torch, dtype), **options)
+        engine = skv.Engine(model, num_blocks=num_blocks, **options)
         warm_up(engine, params)
         return engine
 
