@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from device_tags import DeviceTags, OnTwoDevices, TaggedOps, is_tagged
 from simt.build import cuda_include
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -136,6 +137,34 @@ def test_parts_of_an_earlier_call_stay(tmp_path):
     data = json.loads(path.read_text()) | {"emulated": False}
     path.write_text(json.dumps(data))
     assert Report(path, True, "three").data["parts"] == {}  # never beside results of a GPU
+
+
+# ---- tests that forget a device are found without a GPU ----
+
+
+def test_tensors_said_to_be_on_a_gpu_do_not_mix_with_the_hosts():
+    with DeviceTags():
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        made = [there * 2, there[1:], torch.zeros_like(there), here.to("cuda"), here.to(there.device), here.to(there)]
+        made += [torch.empty(2, device=there.device), there.to(torch.float64), torch.stack([there, there])]
+        assert all(is_tagged(t) and t.device.type == "cuda" for t in made)
+        back = [there.cpu(), there.to("cpu"), torch.zeros(2), torch.zeros_like(there, device="cpu")]
+        assert not any(is_tagged(t) or t.device.type == "cuda" for t in back)
+        assert is_tagged(there + torch.tensor(1.0)) and there.copy_(here) is there
+        for mixed in (torch.add, torch.equal, lambda a, b: torch.cat([a, b])):
+            with pytest.raises(OnTwoDevices):
+                mixed(there, here)
+        with pytest.raises(OnTwoDevices, match="numpy"):
+            there.numpy()
+
+
+def test_ops_refuse_a_tensor_that_was_left_on_the_host():
+    with DeviceTags():
+        a, lse = torch.zeros(3, 2, 64, device="cuda"), torch.zeros(2, 3, device="cuda")
+        ops = TaggedOps(torch.ops.stateful_kv)
+        ops.merge_states(a, lse, a, lse, a.clone(), lse.clone())
+        with pytest.raises(OnTwoDevices, match=r"merge_states got a tensor of the host, torch.float32 \[2, 3\]"):
+            ops.merge_states(a, lse, a, lse, a.clone(), torch.zeros(2, 3))
 
 
 # ---- what is read out of the steps' output ----

@@ -166,8 +166,10 @@ def pytest_summary(done: Outcome) -> str:
 def pytest_step(setting: Setting, name: str, files: list[pathlib.Path], limit_s: float, keyword: str = "") -> Step:
     choice = setting.backend + (f" and ({keyword})" if keyword else "")
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--maxfail=10", "-p", "no:cacheprovider"]
+    if setting.emulated:  # a tensor that a test forgot to put on the GPU shows without one
+        command += ["-p", "tagged_simt"]
     command += ["-k", choice, *(str(f) for f in files)]
-    return Step(name, command, limit_s, pytest_summary)
+    return Step(name, command, limit_s, pytest_summary, on_tests_path())
 
 
 def tested_ops() -> dict[str, list[pathlib.Path]]:
