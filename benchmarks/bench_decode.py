@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 import torch
 from bench_turns import SHAPE, make_checkpoint
@@ -26,6 +27,7 @@ import stateful_kv as skv
 from stateful_kv import generate, ops
 from stateful_kv.models import decoder
 
+SETTLE_S = 0.5  # threads of the contestant before may spin a while for more work
 WORKER = pathlib.Path(__file__).parent / "peers" / "llama_cpp_decode.py"
 
 
@@ -155,6 +157,7 @@ def main() -> None:
     times = {name: [] for name in contestants}
     for _ in range(args.repeat):
         for name, contestant in contestants.items():
+            time.sleep(SETTLE_S)
             times[name].append(contestant.decode(args.tokens))
     for contestant in contestants.values():
         if isinstance(contestant, LlamaCpp):
