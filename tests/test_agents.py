@@ -1,13 +1,15 @@
-"""The embedded model's world, conversations, tokens and training; the model itself is tested in test_embedded.py."""
+"""The embedded model's world, conversations, tokens and training; its checkpoints are tested in
+test_embedded.py."""
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from stateful_kv.__main__ import main
 from stateful_kv.demo.agents import chat, crew, network, train
-from stateful_kv.demo.agents.episodes import HELD_OUT, Mix, episode
+from stateful_kv.demo.agents.episodes import HELD_OUT, ROLES, Mix, episode
 from stateful_kv.demo.agents.tasks import TASKS, Talk, run_task
 from stateful_kv.demo.agents.world import ALL_TOOLS, HAND_OFFS, SCHEMAS, World
 from stateful_kv.demo.calls import Call, parse_call
@@ -169,7 +171,7 @@ def test_training_goes_on_where_it_stopped(tmp_path):
 def test_stages_get_longer_and_seeds_do_not_meet(text):
     lengths = [train.stage_at(progress, 0).length for progress in (0.0, 0.4)]
     assert lengths == [512, 1024]
-    assert 4096 in {train.stage_at(0.9, step).length for step in range(40)}
+    assert 4096 in {train.stage_at(0.9, step).length for step in range(200)}
     rows = [train.Data(text, rank, 2).batch(step, train.STAGES[0], 512, "cpu")[0] for rank in (0, 1) for step in (0, 1)]
     assert len({tuple(row[0].tolist()) for row in rows}) == 4
 
@@ -181,3 +183,78 @@ def test_a_plan_needs_every_agent():
         planned = plan.calls[agent]
         assert len(planned) == len(requests) + (agent in ("support", "coding", "operations"))
         assert all(planned)
+
+
+class PlayedSession:
+    """A conversation whose answers are played to it."""
+
+    def __init__(self, tokens=()):
+        self.tokens = list(tokens)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def fork(self):
+        return PlayedSession(self.tokens)
+
+
+class PlayedEngine:
+    """What the crew needs of an engine; `answer(prompt)` gives the answer's text."""
+
+    max_length = 100_000
+
+    def __init__(self, text, answer):
+        self.text, self.answer = text, answer
+
+    def open_session(self):
+        return PlayedSession()
+
+    def stats(self):
+        return {"rows_fed": 0}
+
+    def generate(self, requests):
+        turns = []
+        for request in requests:
+            prompt = request.session.tokens + list(request.tokens)
+            said = self.answer(self.text.tokenizer.decode(prompt, skip_special_tokens=False))
+            tokens = self.text.body(said) + list(self.text.stop_token_ids)
+            request.session.tokens = prompt + tokens
+            turns.append(SimpleNamespace(tokens=tokens, finish_reason="stop", stats=None))
+        return turns
+
+
+def play(text, answer):
+    plan = crew.make_plan(0)
+    engine = PlayedEngine(text, lambda prompt: answer(plan, prompt))
+    live = crew.LiveCrew(engine, text, plan, SimpleNamespace(max_tokens=160), 99, 0)
+    rounds = live.run(lambda record: None)
+    return plan, live, [turn for record in rounds for turn in record.turns]
+
+
+def planned_answer(plan, prompt):
+    """The plan's next call of whoever the prompt belongs to, or an answer when there is none left."""
+    agent = next(name for name, role in ROLES.items() if role in prompt.split("<|im_start|>system\n")[-1])
+    own = prompt.split("<|im_start|>system\n")[-1].split("<|im_start|>user\n")
+    calls, made = plan.calls[agent][len(own) - 2], own[-1].count("<tool_call>")
+    return calls[made].text() if made < len(calls) else f"{agent} is done."
+
+
+def test_a_model_that_makes_the_planned_calls_gets_everything_done(text):
+    plan, live, turns = play(text, planned_answer)
+    count = sum(map(len, plan.calls.values()))
+    assert live.right_requests() == (count, count) and live.forks == 3
+    assert not any('"error"' in turn.result for turn in turns)
+    orchestrator = text.decode(live.agents["orchestrator"].session.tokens)
+    assert '{"agent": "support", "report": "support is done."}' in orchestrator
+    assert live.agents["coding"].asked[0] in orchestrator and "-> orchestrator is done." in live.answers_text()
+
+
+def test_a_model_that_calls_nonsense_gets_errors_and_comes_to_an_end(text):
+    nonsense = '<tool_call>{"name": "drop_order", "arguments": {}}</tool_call>'
+    _, live, turns = play(text, lambda plan, prompt: nonsense)
+    assert all("there is no tool" in json.loads(turn.result)["error"] for turn in turns)
+    assert set(live.agents) == {"orchestrator", "analyst"} and live.right_requests()[0] == 0
+    collect = Call("collect", {"agent": "coding"}).text()
+    _, live, turns = play(text, lambda plan, prompt: collect)
+    errors = {json.loads(turn.result)["error"] for turn in turns}
+    assert errors == {"coding has no task", "only the orchestrator hands work on"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .text import END, TOKENIZER_FILE
 
-EMBEDDED = Path(__file__).parent / "model"  # the trained model that the package ships (agents/)
+EMBEDDED = Path(__file__).parent / "model"  # where a trained model (agents/) becomes the default
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 256, 4, 4, 2, 64, 704
 _EMBED_STD, _QK_STD, _STD, _FINAL_NORM = 0.3, 0.1, 0.06, 0.2
 

@@ -1,7 +1,7 @@
 """`python -m stateful_kv demo`: agents that share one resident KV cache, beside the same work recomputed each turn.
 
-By default the embedded model works on a seeded world with tools of its own: it makes the calls and gives the answers.
-With --model, or with random weights (--scripted), the committed transcripts say what happens where the model does not.
+A model that `train` has written works on its own seeded world: it makes the calls and gives the answers. Any other one
+(--model), and random weights, have committed transcripts that say what happens where the model does not.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=checkpoint_dir,
         metavar="DIR",
-        help="any checkpoint, on the transcripts; default: the embedded one",
+        help="one that `train` wrote, or any other on the transcripts",
     )
     parser.add_argument("--scripted", action="store_true", help="random weights, on the transcripts")
     parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=positive, default=99, metavar="N", help="at most N turns of each agent")
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="longest answer: 160, of random weights 32")
     parser.add_argument("--no-speculation", action="store_true", help="no drafts in the run with reuse either")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the embedded model's world, or of --scripted")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights, or of the world")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure to FILE")
 
 
@@ -114,7 +114,7 @@ def blocks_on_gpu(model: Any, block_size: int = 16) -> int:
     return max(1, min(int(0.4 * free) // KVCache.bytes_per_block(model, block_size), 1_000_000 // block_size))
 
 
-def run(args: argparse.Namespace, directory: Path) -> int:
+def run(args: argparse.Namespace, directory: Path, random_weights: bool = False) -> int:
     import torch
 
     import stateful_kv as skv
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, directory: Path) -> int:
 
     dtype = args.dtype or ("float32" if torch.device(args.device).type == "cpu" else "bfloat16")
     text = ChatText.from_checkpoint(directory)
-    max_tokens = args.max_tokens or (160 if args.model or is_live(args) else 32)
+    max_tokens = args.max_tokens or (32 if random_weights else 160)
     params = skv.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=text.stop_token_ids)
     speculation = None if args.no_speculation else skv.PromptLookup()
 
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace, directory: Path) -> int:
         return engine
 
     engine = load(speculation=speculation, prefix_cache=True)
-    live = is_live(args)
+    live = is_live(directory)
     if live:
         crew = LiveCrew(engine, text, make_plan(args.seed), params, args.turns, args.seed)
     else:
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace, directory: Path) -> int:
     crew.close()
     print(*parts, table(rounds, baseline), summary_text(summary, differences), sep="\n\n")
     if args.json:
-        model = "embedded" if live else str(args.model or f"random weights, seed {args.seed}")
+        model = f"random weights, seed {args.seed}" if random_weights else str(args.model or "embedded")
         options = {"model": model, "device": args.device, "dtype": dtype, "max_tokens": max_tokens}
         options["speculation"] = not args.no_speculation
         turns = [turn_json(*pair) for pair in zip(all_turns(rounds), all_turns(baseline))]
@@ -168,19 +168,19 @@ def run(args: argparse.Namespace, directory: Path) -> int:
     return 1 if summary["failures"] else 0
 
 
-def is_live(args: argparse.Namespace) -> bool:
-    """Whether the embedded model runs the agents, without transcripts."""
-    return args.model is None and not args.scripted and EMBEDDED.is_dir()
+def is_live(directory: Path) -> bool:
+    """Whether a checkpoint is one that `train` wrote: it runs the agents of its own world, without transcripts."""
+    return (directory / "training.json").is_file()
 
 
 def main(args: argparse.Namespace) -> int:
     """Returns the exit status: 1 for an unexplained difference of outputs or too many rows fed, else 0."""
     if args.model:
         return run(args, args.model)
-    if is_live(args):
+    if EMBEDDED.is_dir() and not args.scripted:
         return run(args, EMBEDDED)
     from .checkpoint import write_random_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="stateful_kv_demo_") as folder:
         write_random_checkpoint(Path(folder), args.seed)
-        return run(args, Path(folder))
+        return run(args, Path(folder), random_weights=True)

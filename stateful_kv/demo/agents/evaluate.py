@@ -18,7 +18,6 @@ from typing import Any
 import stateful_kv as skv
 
 from ..calls import OPEN, Call, CallError, parse_call
-from ..checkpoint import EMBEDDED
 from ..text import ChatText
 from . import chat
 from .episodes import HELD_OUT, Conversation, Mix, episode
@@ -190,7 +189,9 @@ def report(figures: dict[str, Any]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, default=EMBEDDED, metavar="DIR", help="default: the embedded model")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="a checkpoint that `train` has written"
+    )
     parser.add_argument("--episodes", type=int, default=240, metavar="N", help="held-out conversations (240)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")

@@ -48,7 +48,7 @@ STAGES = (
     Stage(1.0, 1024, Mix(max_tasks=4, share_of_all=0.15, share_of_none=0.1, most_others=4), 0.5),
 )
 _LONG = Stage(1.0, 4096, Mix(max_tasks=16, share_of_all=0.8), 0.0)
-_LONG_FROM, _LONG_SHARE = 0.5, 0.15
+_LONG_FROM, _LONG_SHARE = 0.5, 0.1
 
 
 def stage_at(progress: float, step: int) -> Stage:
