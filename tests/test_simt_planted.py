@@ -5,12 +5,15 @@ the emulator and compares the answer with a plain computation. A bug is a text r
 program is compiled against that copy and run, every time in processes of its own. The unchanged kernels pass.
 """
 
+import concurrent.futures
+import os
+import pathlib
 import re
 import shutil
 
 import pytest
 from simt import planted_attention, planted_cache, planted_decode, planted_rows
-from simt.build import HERE, SmallCase, cuda_include
+from simt.build import HERE, SmallCase, cuda_include, small_case_flags
 from simt.planted_bug import CLASSES
 
 pytestmark = pytest.mark.skipif(cuda_include() is None, reason="needs the CUDA headers; set CUDA_HOME")
@@ -37,23 +40,49 @@ def test_the_matrix_is_complete():
     assert with_kernels - touched == set()
 
 
+def run_small_case(program, bug_or_kind, folder: pathlib.Path):
+    """Compiles and runs a program of tests/simt/small against the kernels as they are, or with one bug in a copy."""
+    if isinstance(bug_or_kind, str):
+        return SmallCase(program, bug_or_kind).run(CUDA, folder)
+    bug = bug_or_kind
+    shutil.copytree(CUDA, folder / "cuda")
+    (folder / "core").symlink_to(CUDA.parent / "core")
+    source = folder / "cuda" / bug.file
+    parts = source.read_text().split(bug.old)
+    if len(parts) <= bug.nth + 1:
+        raise RuntimeError(f"{bug.file} no longer holds what tests/simt/planted_*.py replace: {bug.old}")
+    head, tail = bug.old.join(parts[: bug.nth + 1]), bug.old.join(parts[bug.nth + 1 :])
+    source.write_text(head + bug.new + tail)
+    return SmallCase(program, bug.build).run(folder / "cuda", folder)
+
+
+@pytest.fixture(scope="module")
+def runs(request, tmp_path_factory):
+    """{(program, bug or build): its run to come} of the tests chosen, as many at a time as there are cores."""
+    for kind in BUILDS:
+        small_case_flags(kind)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = {}
+        for item in request.session.items:
+            values = getattr(item, "callspec", None) and item.callspec.params
+            if not values or item.path != request.path or "program" not in values:
+                continue
+            key = (values["program"], values.get("bug") or values["kind"])
+            futures[key] = pool.submit(run_small_case, *key, tmp_path_factory.mktemp("small"))
+        yield futures
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("kind", BUILDS)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_kernels_as_they_are_pass(program, kind, tmp_path):
-    run = SmallCase(program, kind).run(CUDA, tmp_path)
+def test_kernels_as_they_are_pass(runs, program, kind):
+    run = runs[program, kind].result()
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize(("program", "bug"), BUGS)
-def test_planted_bug_turns_a_case_red(program, bug, tmp_path):
-    shutil.copytree(CUDA, tmp_path / "cuda")
-    (tmp_path / "core").symlink_to(CUDA.parent / "core")
-    source = tmp_path / "cuda" / bug.file
-    parts = source.read_text().split(bug.old)
-    assert len(parts) > bug.nth + 1, f"{bug.file} no longer holds what tests/simt/planted_*.py replaces: {bug.old}"
-    head, tail = bug.old.join(parts[: bug.nth + 1]), bug.old.join(parts[bug.nth + 1 :])
-    source.write_text(head + bug.new + tail)
-    run = SmallCase(program, bug.build).run(tmp_path / "cuda", tmp_path)
+def test_planted_bug_turns_a_case_red(runs, program, bug):
+    run = runs[program, bug].result()
     report = run.stdout + run.stderr
     assert run.returncode != 0, "nothing noticed"
     assert re.search("^wrong answer|^SIMT ERROR|AddressSanitizer|runtime error:", report, re.MULTILINE), report

@@ -77,7 +77,7 @@ class SmallCase(NamedTuple):
     kind: str
 
     def run(self, kernels: pathlib.Path, folder: pathlib.Path) -> subprocess.CompletedProcess:
-        """Compiles it in `folder` against the kernels of that directory and runs it; a hang counts as failed."""
+        """Compiles it in `folder` against the kernels of that directory and runs it, a second's work; a hang raises."""
         flags, core = small_case_flags(self.kind), BUILD / f"libsimt_core_{self.kind}.a"
         source, made, program = HERE / "small" / f"{self.program}.cpp", folder / "small.o", folder / "small"
         command = [compiler(), *flags, f"-I{kernels}", "-c", str(source), "-o", str(made)]
