@@ -7,11 +7,14 @@
 //   smem_u32(p)                        shared address as the 32-bit number PTX takes
 //   cp_async16(dst, src, pred)         16 bytes global -> shared; pred false writes zeros
 //   cp_async_commit(), cp_async_wait<n>()
-//   ldmatrix_x4(r, address), ldmatrix_x4_trans(r, address)            warp-collective
-//   mma_m16n8k16<T>(d, a, b0, b1)      d += a * b, T __half or __nv_bfloat16, float accumulators;
-//   warp-collective named_barrier_sync(id, threads), named_barrier_arrive(id, threads) load_acquire(p),
-//   store_release(p, v), atomic_add_acq_rel(p, v)    device scope load_streaming(p)                  16 bytes
-//   that nobody reads again, past L1 exp2_approx(x)
+//   ldmatrix_x4(r, address), ldmatrix_x4_trans(r, address)   warp-collective
+//   mma_m16n8k16<T>(d, a, b0, b1)      d += a * b, T __half or __nv_bfloat16, float accumulators; as above
+//   named_barrier_sync(id, threads), named_barrier_arrive(id, threads)
+//   load_acquire(p), store_release(p, v), atomic_add_acq_rel(p, v)   device scope
+//   load_streaming(p)                  16 bytes that nobody reads again, past L1
+//   exp2_approx(x)
+//
+// prim_hopper.cuh has those of sm_90.
 //
 // SKV_SHARED(name, type) declares a shared variable, SKV_DYNAMIC_SMEM(name) the dynamic shared memory as
 // bytes.
