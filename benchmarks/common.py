@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from stateful_kv import ops
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -67,15 +69,25 @@ def interleaved(
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def read_bandwidth(megabytes: int = 512, tries: int = 7) -> float:
-    """Bytes per second that all threads together read from memory: the best of some sums over a large array."""
-    data = torch.ones(megabytes * (1 << 20) // 8, dtype=torch.int64)
-    best = 0.0
+def read_bandwidth(megabytes: int = 512, tries: int = 7) -> dict[str, float]:
+    """Bytes per second that all threads together read from memory, by several readers of a large array.
+
+    torch's sum and maximum, and row_linear of one row, whose loop over packed weights does little but load and
+    multiply. The best of some tries each, taken in turns; "best" is the largest of them, the yardstick.
+    """
+    data = torch.ones(megabytes * (1 << 20) // 4)
+    k = 4096
+    weight = ops.pack_linear_weight(torch.zeros(data.nbytes // 2 // k, k, dtype=torch.bfloat16))
+    x = torch.ones(1, k, dtype=torch.bfloat16)
+    out = ops.row_linear(x, weight)
+    readers = {"sum": data.sum, "max": data.max, "row_linear": lambda: ops.row_linear(x, weight, out=out)}
+    best = dict.fromkeys(readers, 0.0)
     for _ in range(tries):
-        begin = time.perf_counter()
-        data.sum()
-        best = max(best, data.nbytes / (time.perf_counter() - begin))
-    return best
+        for name, read in readers.items():
+            begin = time.perf_counter()
+            read()
+            best[name] = max(best[name], data.nbytes / (time.perf_counter() - begin))
+    return best | {"best": max(best.values())}
 
 
 def print_table(rows: list[dict]) -> None:

@@ -1,18 +1,21 @@
 // One work item of delta_prefill: a range of rows of some KV heads over a range of KV tiles, into the output
 // or into partial states.
 //
-//
-// A tile of keys and values is packed once and used by all of its rows, kBlockRows at a time: scores,
-// softmax, weighted values. Heads take turns within a tile, so that memory is read as it lies in the usual
-// pools. Every row's arithmetic is the same however many rows there are.
+// Many rows: a tile of keys and values is packed once and used by all of them, kBlockRows at a time: scores,
+// softmax, weighted values. Few rows read keys and values where they lie (attention_rows.h). Heads take turns
+// within a tile, so that memory is read as it lies in the usual pools. In either form a row's arithmetic is
+// the same however many rows there are; num_splits = -1 has only the packed form.
 #pragma once
-#include "attention_pack.h"
+#include "attention_rows.h"
 #include "attention_softmax.h"
 #include "delta_prefill_plan.h"
 
 namespace skv::cpu::SKV_ISA {
 
 constexpr int64_t kBlockRows = 48;
+// Keys and values of all heads that are looked at together in place: with those being fetched meanwhile they
+// stay in the L2 cache.
+constexpr int64_t kPlaceBytes = 128 << 10;
 static_assert(kBlockRows % kMicroRows == 0 && kTileKeys % kMicroColumns == 0 && kTileKeys % kPackKeys == 0);
 
 // The memory of one item, carved out of the thread's scratch.
@@ -84,6 +87,7 @@ class ItemRunner {
     find_ranges();
     for (int64_t h = 0; h < heads; ++h) load_query(h);
     clear_state(m.acc, m.state);
+    if (in_place()) return run_in_place();
     const bool folds = item.fold_tiles > 0;
     if (folds) clear_state(m.folded, m.folded_state);
     Tile next = item.tiles.begin < item.tiles.end ? locate(item.tiles.begin) : Tile{};
@@ -193,7 +197,104 @@ class ItemRunner {
         t.values[key - first] = block < 0 ? nullptr : v;
       }
     }
+    for (int64_t i = t.count < 0 ? 0 : t.count; i % kLanes != 0; ++i) t.keys[i] = t.values[i] = nullptr;
     return t;
+  }
+
+  // Whether keys and values are read where they lie: the same for all items of a sequence.
+  bool in_place() const {
+    return p.num_splits >= 0 && num_tokens * group <= RowLoad<Steps>::kMostRows &&
+           shape.head_dim % RowLoad<Steps>::kElements == 0;
+  }
+
+  void run_in_place() {
+    const int64_t bytes = element_size(p.cache.dtype), row_bytes = shape.head_dim * bytes;
+    const int64_t k_head = p.k_cache.head_stride * bytes, v_head = p.v_cache.head_stride * bytes;
+    std::memset(m.staging, 0, sizeof(uint32_t) * static_cast<size_t>(shape.row_steps));
+    int64_t keys = kPlaceBytes / (2 * row_bytes * p.cache.num_kv_heads) / 16 * 16;
+    keys = keys < 16 ? 16 : keys > kTileKeys ? kTileKeys : keys;
+    Tile next = item.tiles.begin < item.tiles.end ? locate(item.tiles.begin) : Tile{};
+    for (int64_t tile = item.tiles.begin; tile < item.tiles.end; ++tile) {
+      const Tile now = next;
+      next = tile + 1 < item.tiles.end ? locate(tile + 1) : Tile{};
+      for (int64_t first = 0; first < now.count; first += keys) {
+        const bool stays = first + keys < now.count;
+        const Tile& ahead = stays ? now : next;
+        const int64_t from = stays ? first + keys : 0, left = ahead.count - from;
+        RowPrefetch prefetch(ahead.keys + from, ahead.values + from, left < keys ? left : keys,
+                             item.head_begin, heads, k_head, v_head, row_bytes);
+        const int64_t end = first + keys < now.count ? first + keys : now.count;
+        for (int64_t h = 0; h < heads; ++h) rows_in_place(now, h, first, end, prefetch);
+      }
+    }
+    store_rows(m.acc, m.state);
+  }
+
+  void rows_in_place(const Tile& t, int64_t h, int64_t begin, int64_t end, RowPrefetch& prefetch) {
+    switch (p.cache.dtype) {
+      case DType::kFloat8E4M3:
+        return rows_in_place_of<Fp8>(t, h, begin, end, prefetch);
+      case DType::kBFloat16:
+        return rows_in_place_of<BFloat16>(t, h, begin, end, prefetch);
+      case DType::kFloat16:
+        if constexpr (Steps::kPerStep == 1) rows_in_place_of<Half>(t, h, begin, end, prefetch);
+        return;
+      case DType::kFloat32:
+        if constexpr (Steps::kPerStep == 1) rows_in_place_of<float>(t, h, begin, end, prefetch);
+        return;
+    }
+  }
+
+  // All rows of head h over keys [begin, end) of the tile.
+  template <class T>
+  void rows_in_place_of(const Tile& t, int64_t h, int64_t begin, int64_t end, RowPrefetch& prefetch) {
+    const int64_t bytes = element_size(p.cache.dtype), kv_head = item.head_begin + h;
+    const RowsInPlace<T> keys{t.keys, kv_head * p.k_cache.head_stride * bytes, m.staging};
+    const RowsInPlace<T> values{t.values, kv_head * p.v_cache.head_stride * bytes, m.staging};
+    const KeyRange seen = seen_keys(t.first, begin, end, 0, rows);
+    if (seen.begin >= seen.end) return;
+    const int64_t key_lines = (shape.head_dim * bytes + 63) / 64;
+    const int64_t first = seen.begin / kLanes * kLanes, last = (seen.end + kLanes - 1) / kLanes * kLanes;
+    dot_rows<Steps, T>(rows, m.q + h * rows * shape.row_steps, shape.row_steps, keys, first, last,
+                       shape.head_dim / RowLoad<Steps>::kElements, m.scores, kTileKeys, prefetch, key_lines);
+    softmax_rows(t, h, 0, rows, first, last, seen.end);
+    constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
+    add_rows<Steps, T>(rows, m.weights, kWeightSteps, values, seen.begin / Steps::kPerStep,
+                       (seen.end + Steps::kPerStep - 1) / Steps::kPerStep, shape.width,
+                       m.acc + h * rows * shape.width, shape.width, m.shrink, prefetch,
+                       key_lines * Steps::kPerStep);
+  }
+
+  // Keys of [begin, end) of the tile at `first` that some row of [row, row + count) sees.
+  KeyRange seen_keys(int64_t first, int64_t begin, int64_t end, int64_t row, int64_t count) const {
+    KeyRange seen{end, begin};
+    for (int64_t r = row; r < row + count; ++r) {
+      const int64_t from = m.begin[r] - first, to = m.end[r] - first;
+      if (from >= to || to <= begin || from >= end) continue;
+      seen.begin = from < seen.begin ? from : seen.begin;
+      seen.end = to > seen.end ? to : seen.end;
+    }
+    seen.begin = seen.begin < begin ? begin : seen.begin;
+    seen.end = seen.end > end ? end : seen.end;
+    return seen;
+  }
+
+  // Products [first, last) of rows [row, row + count) -> their weights and the factors by which what was
+  // accumulated before shrinks. Keys from `seen_end` on are seen by none of them.
+  void softmax_rows(const Tile& t, int64_t h, int64_t row, int64_t count, int64_t first, int64_t last,
+                    int64_t seen_end) {
+    const ScoreScale score_scale{p.softmax_scale * scale_at(p.k_scale, h), p.softcap};
+    constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
+    const auto from = static_cast<int>(first), to = static_cast<int>(last);
+    for (int64_t r = 0; r < count; ++r) {
+      float* s = m.scores + r * kTileKeys;
+      const int64_t end = m.end[row + r] - t.first;
+      float maximum = mask_scores(s, from, to, static_cast<int>(clamp(m.begin[row + r] - t.first)),
+                                  static_cast<int>(clamp(end < seen_end ? end : seen_end)), score_scale);
+      if (hide_keys(s, row + r, t, seen_end)) maximum = maximum_of(s, from, to);
+      m.shrink[r] = softmax_row(s, reinterpret_cast<E*>(m.weights + r * kWeightSteps), from, to, maximum,
+                                m.state[h * rows + row + r]);
+    }
   }
 
   // All rows of head h over one tile, while the rows of next_h in `next` are fetched.
@@ -205,41 +306,23 @@ class ItemRunner {
                           shape.head_dim * bytes);
     pack_keys(shape, {t.keys, kv_head * k_head}, p.cache.dtype, t.count, m.k, m.staging, prefetch);
     pack_values(shape, {t.values, kv_head * v_head}, p.cache.dtype, t.count, m.v, m.staging, prefetch);
-    const ScoreScale score_scale{p.softmax_scale * scale_at(p.k_scale, h), p.softcap};
     for (int64_t r = 0; r < rows; r += kBlockRows) {
-      run_block(t, h, r, rows - r < kBlockRows ? rows - r : kBlockRows, score_scale, prefetch);
+      run_block(t, h, r, rows - r < kBlockRows ? rows - r : kBlockRows, prefetch);
     }
   }
 
-  void run_block(const Tile& t, int64_t h, int64_t row, int64_t block_rows, const ScoreScale& score_scale,
-                 TilePrefetch& prefetch) {
-    const int64_t first = t.first, count = t.count, state_row = h * rows + row;
-    int64_t low = kTileKeys, high = 0;  // keys of the tile that some row of the block sees
-    for (int64_t r = row; r < row + block_rows; ++r) {
-      const int64_t begin = m.begin[r] - first, end = m.end[r] - first;
-      if (begin >= end || end <= 0 || begin >= count) continue;
-      low = begin < low ? begin : low;
-      high = end > high ? end : high;
-    }
-    low = low < 0 ? 0 : low;
-    high = high > count ? count : high;
-    if (low >= high) return;
-    const int64_t first_panel = low / kMicroColumns, panels = (high + kMicroColumns - 1) / kMicroColumns;
-    const auto column = static_cast<int>(first_panel * kMicroColumns);
+  void run_block(const Tile& t, int64_t h, int64_t row, int64_t block_rows, TilePrefetch& prefetch) {
+    const int64_t state_row = h * rows + row;
+    const KeyRange seen = seen_keys(t.first, 0, t.count, row, block_rows);
+    if (seen.begin >= seen.end) return;
+    const int64_t first_panel = seen.begin / kMicroColumns;
+    const int64_t panels = (seen.end + kMicroColumns - 1) / kMicroColumns;
     score_panels<Steps>(block_rows, m.q + state_row * shape.row_steps, shape.row_steps, m.k, shape.row_steps,
                         shape.steps, first_panel, panels, m.scores, kTileKeys, prefetch);
+    softmax_rows(t, h, row, block_rows, first_panel * kMicroColumns, panels * kMicroColumns, seen.end);
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
-    for (int64_t r = 0; r < block_rows; ++r) {
-      float* s = m.scores + r * kTileKeys;
-      const auto last = static_cast<int>(panels * kMicroColumns);
-      float maximum = mask_scores(s, column, last, static_cast<int>(clamp(m.begin[row + r] - first)),
-                                  static_cast<int>(clamp(m.end[row + r] - first)), score_scale);
-      if (hide_keys(s, row + r, t, high)) maximum = maximum_of(s, column, last);
-      m.shrink[r] = softmax_row(s, reinterpret_cast<E*>(m.weights + r * kWeightSteps), column, last, maximum,
-                                m.state[state_row + r]);
-    }
-    const int64_t first_step = column / Steps::kPerStep;
-    const int64_t last_step = (high + Steps::kPerStep - 1) / Steps::kPerStep;
+    const int64_t first_step = first_panel * kMicroColumns / Steps::kPerStep;
+    const int64_t last_step = (seen.end + Steps::kPerStep - 1) / Steps::kPerStep;
     accumulate_values<Steps>(block_rows, m.weights + first_step, kWeightSteps, m.v + first_step * shape.width,
                              shape.width, last_step - first_step, m.acc + state_row * shape.width,
                              shape.width, m.shrink, prefetch);
