@@ -146,8 +146,12 @@ class Runtime:
         """Queues a turn and returns its request id. num_drafts -1: the runtime's. Higher priority runs first."""
     def plan(self) -> StepInfo | None:
         """Makes the next step and fills the buffers; None when no request is left."""
-    def commit(self) -> list[tuple[int, list[int], str | None]]:
-        """Takes the step's results: (request id, new tokens, None | "stop" | "length") per request that got tokens."""
+    def commit(self, seconds: float = 0.0) -> list[tuple[int, list[int], str | None]]:
+        """Takes the step's results: (request id, new tokens, None | "stop" | "length") per request that got tokens.
+        seconds: what the step took; draft lengths then follow cost and acceptance."""
+    @property
+    def step_cost(self) -> tuple[float, float]:
+        """Seconds of a step without rows and of each row, as far as measured; 0 while unknown."""
     def cancel_step(self) -> None:
         """The planned step failed: nothing is committed, its blocks go back, the requests stay. Does nothing where no
         step is planned."""

@@ -90,6 +90,7 @@ class Engine:
         )
         num_splits = -1 if self.deterministic else 0
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime, num_splits)
+        self._loop.is_timed = speculation is not None and speculation.adaptive
         self._running: dict[int, Running] = {}
         self._events: list[Event] = []
         self._is_stepping = False

@@ -13,6 +13,8 @@ One step serves every running session at once, as one ragged batch of rows:
 Nothing here depends on the length of a conversation: rows are the delta's, the cache holds the rest.
 """
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -162,6 +164,7 @@ class Loop:
 
     def __init__(self, model: Decoder, cache: KVCache, runtime: Runtime, num_splits: int = 0):
         self.model, self.cache, self.runtime, self.num_splits = model, cache, runtime, num_splits
+        self.is_timed = False  # whether the runtime is told how long steps take, to choose draft lengths by
         self.rows_fed = 0  # counted where rows enter the model
         self.steps = 0
         self.blocks_copied = 0
@@ -175,8 +178,9 @@ class Loop:
             plan = self.runtime.plan()
             if plan is None:
                 return None
+            begin = time.perf_counter()
             self._run(plan)
-            return self.runtime.commit()
+            return self.runtime.commit(time.perf_counter() - begin if self.is_timed else 0.0)
         except BaseException:
             try:
                 self._buffers.synchronize()

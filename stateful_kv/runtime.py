@@ -46,6 +46,10 @@ prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, 
 (fed again because their KV had been evicted), fed_tokens (rows fed, drafts included), drafted, accepted and
 preemptions.
 
+Draft lengths: drafts are as long as they come, up to num_drafts, unless commit() is told how long the steps took:
+`commit(seconds=...)`. Then a draft is fed while it is expected to raise the batch's tokens per second, by the measured
+cost of rows and by how that session's own drafts fared: few drafts or none in large batches and where they fail.
+
 Eviction: `policy="lru"` takes the tail of the least recently used leaf. `policy="turns"` suits agents that take
 turns: first what no open session rests on, then sessions that missed several of their usual turns, then the one whose
 next turn is expected last (benchmarks/bench_eviction.py compares them).

@@ -56,12 +56,15 @@ class SamplingParams:
 @dataclass(frozen=True)
 class PromptLookup:
     """Prompt-lookup speculation: when the last n tokens (max_ngram down to min_ngram) occurred before in the
-    conversation, propose the num_drafts tokens that followed. latest: the latest such place, else the earliest."""
+    conversation, propose the num_drafts tokens that followed. latest: the latest such place, else the earliest.
+    adaptive: drafts only while they are expected to raise the tokens per second of the whole batch, by the measured
+    time of steps and by how the conversation's own drafts fared; num_drafts is then the most."""
 
     max_ngram: int = 4
     min_ngram: int = 1
     num_drafts: int = 8
     latest: bool = True
+    adaptive: bool = False
 
     def __post_init__(self):
         if not 1 <= self.min_ngram <= self.max_ngram <= 16:

@@ -65,7 +65,8 @@ def test_speculation_changes_nothing_but_the_number_of_steps(engine_of, params):
     repetitive = delta(1, 12) * 6
     answers, steps = [], []
     longer = skv.SamplingParams(**{**params.__dict__, "max_tokens": 40})
-    for speculation in (None, skv.PromptLookup(), skv.PromptLookup(2, 1, 3, latest=False)):
+    short, adaptive = skv.PromptLookup(2, 1, 3, latest=False), skv.PromptLookup(adaptive=True)
+    for speculation in (None, skv.PromptLookup(), short, adaptive):
         engine = engine_of(speculation=speculation)
         session = engine.open_session()
         answers.append([session.generate(repetitive, longer).tokens, session.generate(delta(2, 5), longer).tokens])

@@ -210,8 +210,9 @@ py::object plan(PyRuntime& self) {
   return info ? py::cast(*info) : py::none();
 }
 
-py::list commit(PyRuntime& self) {
-  std::vector<skv::Event> events = self.without_gil([](skv::Runtime& runtime) { return runtime.commit(); });
+py::list commit(PyRuntime& self, double seconds) {
+  std::vector<skv::Event> events =
+      self.without_gil([=](skv::Runtime& runtime) { return runtime.commit(seconds); });
   py::list list;
   for (skv::Event& event : events) {
     py::object reason = py::none();
@@ -396,7 +397,12 @@ void define_runtime(py::module_& m) {
            py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("stop_token_ids") = py::tuple(),
            py::arg("num_drafts") = -1, py::arg("priority") = 0)
       .def("plan", &plan)
-      .def("commit", &commit)
+      .def("commit", &commit, py::arg("seconds") = 0.0)
+      .def_property_readonly("step_cost",
+                             [](PyRuntime& r) {
+                               const skv::DraftLength& cost = r.get().draft_length();
+                               return py::make_tuple(cost.step_seconds(), cost.row_seconds());
+                             })
       .def("cancel_step", [](PyRuntime& r) { r.get().cancel_step(); })
       .def_property_readonly("is_step_planned", [](PyRuntime& r) { return r.get().is_step_planned(); })
       .def(

@@ -6,19 +6,27 @@
 
 namespace skv {
 
-std::vector<Event> Runtime::commit() {
+std::vector<Event> Runtime::commit(double seconds) {
   if (!step_planned_) throw std::invalid_argument("commit: no step is planned");
   check_results();
   step_planned_ = false;
   ++num_steps_;
   std::vector<Event> events;
   const std::vector<Request*> order = running_;  // finished requests leave it
+  int64_t num_rows = 0, num_seqs = 0, num_tokens = 0;
+  bool only_decodes = true;
   for (Request* request : order) {
     if (request->step.num_tokens == 0) continue;
-    const bool generates = request->step.num_logits > 0;
+    const Step& step = request->step;
+    const bool generates = step.num_logits > 0;
+    only_decodes = only_decodes && step.num_logits == step.num_tokens;
+    num_rows += step.num_tokens;
+    ++num_seqs;
     Event event = commit_request(*request);
+    num_tokens += static_cast<int64_t>(event.tokens.size());
     if (generates) events.push_back(std::move(event));
   }
+  if (only_decodes) draft_length_.measure(seconds, num_rows, num_seqs, num_tokens);
   return events;
 }
 
@@ -62,6 +70,7 @@ Event Runtime::commit_request(Request& request) {
         event.finish_reason = FinishReason::kLength;
       }
     }
+    if (step.num_drafts > 0) draft_length_.judge(&seq.draft_record, step.ngram, step.num_drafts, num - 1);
     request.stats.accepted += std::min<int64_t>(num - 1, static_cast<int64_t>(event.tokens.size()));
     written = std::min(written + num - 1, request.known());
   }

@@ -298,13 +298,14 @@ int64_t DraftIndex::previous(const int32_t* history, int n, bool latest) const {
   return kNone;
 }
 
-int DraftIndex::propose(const int32_t* history, int k, bool latest, int32_t* drafts) const {
+int DraftIndex::propose(const int32_t* history, int k, bool latest, int32_t* drafts, int* ngram) const {
   if (k <= 0 || length_ < 2) return 0;
   for (int n = max_ngram_; n >= min_ngram_; --n) {
     const int64_t p = previous(history, n, latest);
     if (p < 0) continue;
     const int num = static_cast<int>(std::min<int64_t>(k, length_ - 1 - p));
     std::copy_n(history + p + 1, num, drafts);
+    if (ngram) *ngram = n;
     return num;
   }
   return 0;

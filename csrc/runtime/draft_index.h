@@ -35,8 +35,9 @@ class DraftIndex {
   void extend(const int32_t* history, int64_t length);
   // Forgets positions from `length` on; history still holds them.
   void truncate(const int32_t* history, int64_t length);
-  // Writes at most k drafts and returns how many; history[0, length()) is the text so far.
-  int propose(const int32_t* history, int k, bool latest, int32_t* drafts) const;
+  // Writes at most k drafts and returns how many; history[0, length()) is the text so far. ngram: the length
+  // of the n-gram that found them.
+  int propose(const int32_t* history, int k, bool latest, int32_t* drafts, int* ngram = nullptr) const;
 
  private:
   struct Table;

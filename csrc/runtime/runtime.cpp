@@ -120,6 +120,7 @@ uint64_t Runtime::fork(uint64_t session) {
   child.computed = parent.computed;
   child.own_begin = parent.own_begin;
   child.index = parent.index;
+  child.draft_record = parent.draft_record;
   tree_.attach(&child, parent.node);
   return child.handle;
 }

@@ -118,8 +118,9 @@ class Runtime {
   // Makes the next step and fills buffers(); nothing when no request is left. Ends with commit() or
   // cancel_step().
   std::optional<StepInfo> plan();
-  // Takes out_tokens and out_num_tokens of the planned step.
-  std::vector<Event> commit();
+  // Takes out_tokens and out_num_tokens of the planned step. seconds: how long the step took, from which
+  // draft lengths are chosen (draft_length.h); 0: not measured, drafts are as long as they come.
+  std::vector<Event> commit(double seconds = 0.0);
   // The planned step did not run: its blocks go back, the requests stay. Does nothing where no step is
   // planned, so that whoever was interrupted need not know how far it came.
   void cancel_step();
@@ -150,6 +151,7 @@ class Runtime {
   void bind(const std::vector<std::pair<std::string, void*>>& arrays);
   std::vector<BufferSpec> buffer_specs() { return buffers_.specs(sizes_); }
   const RuntimeOptions& options() const { return options_; }
+  const DraftLength& draft_length() const { return draft_length_; }
 
  private:
   // What a request does in the step being planned.
@@ -158,6 +160,7 @@ class Runtime {
     int64_t num_tokens = 0;  // rows, drafts included; 0: not part of the step
     int64_t num_logits = 0;
     int64_t num_drafts = 0;
+    int ngram = 0;           // that found the drafts
     int64_t table_size = 0;  // table entries before the step reserved more
     int64_t copy_idx = -1;   // table entry that was replaced by a copy
     int32_t copy_src = -1;
@@ -219,6 +222,7 @@ class Runtime {
   // one step (planner.cpp)
   bool make_room(Request& request, int64_t num_blocks);
   void plan_decode(Request& request);
+  int64_t propose(Request& request, int64_t most, int* ngram);
   void plan_prefill(Request& request);
   void admit_waiting();
   bool admit(Request& request);
@@ -247,8 +251,9 @@ class Runtime {
   std::vector<Row> rows_;
   StepBuffers buffers_;
   std::vector<std::vector<int64_t>> storage_;  // of the buffers that are not bound to the caller's memory
-  int64_t budget_ = 0;                         // token rows left in the step being planned
-  int64_t last_num_seqs_ = 0;                  // what the step before filled, to be cleared by the next
+  DraftLength draft_length_;
+  int64_t budget_ = 0;         // token rows left in the step being planned
+  int64_t last_num_seqs_ = 0;  // what the step before filled, to be cleared by the next
   int64_t last_num_tokens_ = 0;
   int64_t last_num_copies_ = 0;
   int64_t last_num_logit_rows_ = 0;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "draft_index.h"
+#include "draft_length.h"
 #include "radix_tree.h"
 
 namespace skv {
@@ -42,6 +43,7 @@ struct Sequence : Attachment {
   int64_t own_begin = 0;    // table entries from here on belong to this session alone (only during a turn)
   uint64_t request_id = 0;  // the turn in progress
   DraftIndex index;
+  DraftRecord draft_record;
   int32_t row = -1;        // batch row that last held the table
   int64_t row_synced = 0;  // leading table entries that row holds already
 };
