@@ -8,7 +8,7 @@ VOCAB = 3  # so small that every text repeats what it began with: drafts are alw
 
 
 class Simulation:
-    """num_seqs conversations that decode: a step takes seconds(rows), drafts of sequence i are right at acceptance(i)."""
+    """num_seqs conversations that decode: seconds(rows) a step, drafts of sequence i are right with acceptance(i)."""
 
     def __init__(self, num_seqs, num_drafts, seconds, acceptance, seed=0):
         self.rng = np.random.default_rng(seed)
