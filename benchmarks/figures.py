@@ -106,6 +106,47 @@ def attention() -> str:
     return f"{text}\n\n{table(heads, rows)}"
 
 
+def linears() -> str:
+    text = []
+    for dtype in ("bfloat16", "float32"):
+        name = f"bench_row_linear_{dtype}"
+        result = load(name)
+        rows = [
+            [r["model"], str(r["rows"]), f"{r['ms']:.2f}", f"{r['GB/s']:.1f}", f"{r['share of bandwidth']:.2f}"]
+            + [f"{r['GFLOP/s']:.0f}", f"{r['to the first']:.2f}", f"{r['ours / torch']:.2f}"]
+            + [f"{r['ours / best other']:.2f}"]
+            for r in result["models"]
+        ]
+        heads = ["model", "rows", "ms", "GB/s", "to the sum's", "GFLOP/s", "to 1 row", "ours / torch"]
+        heads += ["ours / the better of torch and oneDNN packed"]
+        roof = result["roof"]
+        text.append(
+            f"All linears of a model, `row_linear`, **{dtype}** ({source(result, name)}); torch's sum "
+            f"over 256 MB reads {roof['GB/s']:.0f} GB/s in the same run, no contestant passes {roof['GFLOP/s']:.0f} "
+            f"GFLOP/s:\n\n{table(heads, rows)}"
+        )
+    return "\n\n".join(text)
+
+
+def decode() -> str:
+    result = load("bench_decode")
+    s = result["settings"]
+    rows = [[r["contestant"], f"{r['ms per token']:.2f}", f"{r['ours / it']:.2f}"] for r in result["decode"]]
+    skipped = "".join(f"\n\nllama.cpp, {kind}, was not installed." for kind in result["skipped"])
+    steps = [
+        [str(r["rows"]), f"{r['step ms']:.2f}", f"{r['linears ms']:.2f}", f"{r['rest ms']:.2f}"]
+        + [f"{r['to the first']:.2f}"]
+        for r in result["steps"]
+    ]
+    return (
+        f"Decoding on a random-weight Llama of 112M parameters, {s['dtype']}, {s['tokens']} tokens after a prompt of "
+        f"{s['context']}, deterministic: {'yes' if result['deterministic'] else 'no'} "
+        f"({source(result, 'bench_decode')}):\n\n{table(['contestant', 'ms per token', 'ours / it'], rows)}{skipped}"
+        f"\n\nOne step of the loop with a token and its drafts:\n\n"
+        f"{table(['rows', 'step ms', 'linears ms', 'rest ms', 'to 1 row'], steps)}"
+    )
+
+
 def section() -> str:
     parts = [
         "## Figures",
@@ -115,6 +156,8 @@ def section() -> str:
         turns(),
         host_time(),
         runtime(),
+        linears(),
+        decode(),
         attention(),
     ]
     return "\n\n".join(parts)

@@ -32,8 +32,9 @@ class Engine:
 
     deterministic: True = bitwise the same logits and tokens for a turn from scratch, from the cache, with drafts or
     without, alone or in any batch and in any chunking (same processor, build and model); False = attention may split
-    its work by what the batch looks like. None = True on the CPU, where it costs nothing measurable, False on CUDA,
-    which has no row_linear yet: True raises NotImplementedError there.
+    its work by what the batch looks like, and on the CPU read the KV of one or a few tokens where it lies, which is
+    faster in long contexts. None = True on the CPU, False on CUDA, which has no row_linear yet: True raises
+    NotImplementedError there.
     """
 
     def __init__(
