@@ -69,25 +69,17 @@ def interleaved(
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def read_bandwidth(megabytes: int = 512, tries: int = 7) -> dict[str, float]:
-    """Bytes per second that all threads together read from memory, by several readers of a large array.
+def readers(megabytes: int = 512) -> dict[str, Callable[[], object]]:
+    """Calls that each read `megabytes` of memory with all threads and do little else.
 
-    torch's sum and maximum, and row_linear of one row, whose loop over packed weights does little but load and
-    multiply. The best of some tries each, taken in turns; "best" is the largest of them, the yardstick.
+    torch's sum and maximum, and row_linear of one row, whose loop over packed weights only loads and multiplies.
     """
     data = torch.ones(megabytes * (1 << 20) // 4)
     k = 4096
     weight = ops.pack_linear_weight(torch.zeros(data.nbytes // 2 // k, k, dtype=torch.bfloat16))
     x = torch.ones(1, k, dtype=torch.bfloat16)
     out = ops.row_linear(x, weight)
-    readers = {"sum": data.sum, "max": data.max, "row_linear": lambda: ops.row_linear(x, weight, out=out)}
-    best = dict.fromkeys(readers, 0.0)
-    for _ in range(tries):
-        for name, read in readers.items():
-            begin = time.perf_counter()
-            read()
-            best[name] = max(best[name], data.nbytes / (time.perf_counter() - begin))
-    return best | {"best": max(best.values())}
+    return {"sum": data.sum, "max": data.max, "row_linear": lambda: ops.row_linear(x, weight, out=out)}
 
 
 def print_table(rows: list[dict]) -> None:
