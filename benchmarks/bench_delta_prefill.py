@@ -1,9 +1,9 @@
 """delta_prefill: memory bandwidth of one-token decode, and deltas against torch SDPA on contiguous KV.
 
 Decode: GB/s of KV read, for one sequence and for eight of 4k tokens, as a share of what the fastest of several readers
-of large arrays reaches, taken in turns with it. Deltas: medians of interleaved calls; torch gets contiguous KV and its faster form (enable_gqa or KV heads expanded beforehand) without any mask, which is
-less work than the causal answer asks for, and once more with the mask that makes its answer right. A ratio above 1
-means delta_prefill is faster.
+of large arrays reaches, taken in turns with it. Deltas: medians of interleaved calls; torch gets contiguous KV and its
+faster form (enable_gqa or KV heads expanded beforehand) without any mask, which is less work than the causal answer
+asks for, and once more with the mask that makes its answer right. A ratio above 1 means delta_prefill is faster.
 
     python benchmarks/bench_delta_prefill.py [--quick] [--json FILE] [--only decode|deltas]
 """
