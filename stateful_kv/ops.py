@@ -396,8 +396,11 @@ def schedule_size(
     max_seqlen_q: int = 0,
     num_splits: int = 0,
 ) -> int:
-    """Entries of the int32 schedule that schedule_delta_prefill fills for up to `batch` sequences of these shapes."""
-    return 8 + 2 * batch
+    """Entries of the int32 schedule that schedule_delta_prefill fills for up to `batch` sequences of these shapes.
+
+    Enough on every device; CUDA fills all of them, the CPU fewer.
+    """
+    return 8 + 4 * batch
 
 
 def schedule_delta_prefill(

@@ -105,8 +105,10 @@ struct DeltaPrefillParams {
   int64_t workspace_size;
 };
 
-// Entries of a CPU schedule: a header, then some per sequence (csrc/cpu/delta_prefill_plan.cpp).
-constexpr int64_t kScheduleHeader = 8, kScheduleEntry = 2;
+// Entries of a schedule: a header, then some per sequence (csrc/cpu/delta_prefill_plan.cpp,
+// csrc/cuda/delta_schedule.cuh); a schedule of schedule_size serves both backends.
+constexpr int64_t kScheduleHeader = 8, kScheduleEntry = 2, kCudaScheduleEntry = 4;
+constexpr int64_t schedule_size(int64_t batch) { return kScheduleHeader + kCudaScheduleEntry * batch; }
 
 struct ScheduleDeltaPrefillParams {
   int32_t* schedule;

@@ -5,46 +5,55 @@
 namespace skv {
 namespace cuda {
 
-template <class T>
+template <class T, class Cell>
 void launch_attention_of(const AttentionLaunch& launch, int ctas, cudaStream_t stream);
 template <>
-void launch_attention_of<__half>(const AttentionLaunch& launch, int ctas, cudaStream_t stream);
+void launch_attention_of<__half, __half>(const AttentionLaunch& launch, int ctas, cudaStream_t stream);
 template <>
-void launch_attention_of<__nv_bfloat16>(const AttentionLaunch& launch, int ctas, cudaStream_t stream);
+void launch_attention_of<__half, __nv_fp8_e4m3>(const AttentionLaunch& launch, int ctas, cudaStream_t stream);
+template <>
+void launch_attention_of<__nv_bfloat16, __nv_bfloat16>(const AttentionLaunch& launch, int ctas,
+                                                       cudaStream_t stream);
+template <>
+void launch_attention_of<__nv_bfloat16, __nv_fp8_e4m3>(const AttentionLaunch& launch, int ctas,
+                                                       cudaStream_t stream);
 
 namespace {
 
 int64_t round_up(int64_t n) { return (n + 127) / 128 * 128; }
 
-// The grid: as many CTAs as can be at work together, roughly; also what an automatic schedule spreads work
-// over.
-int num_workers() { return 2 * prim::num_multiprocessors(); }
-
-// Most row tiles that the batch can have, times KV heads.
-int64_t max_row_tiles(const DeltaPrefillParams& p) {
-  const int64_t group = p.num_heads / p.cache.num_kv_heads;
-  return (p.total_q * group / kTileRows + p.batch) * p.cache.num_kv_heads;
-}
-
-// Slots of partial results: an automatic schedule splits a sequence only into parts of at least its share of
-// the work, so the split items are at most twice the workers.
-int64_t max_slots(const DeltaPrefillParams& p) {
-  if (p.num_splits < 0 || p.num_splits == 1) return 0;
-  return p.num_splits == 0 ? 2 * num_workers() : p.num_splits * max_row_tiles(p);
-}
-
-struct Workspace {
-  int64_t tickets, part_lse, parts, schedule, size;  // offsets in bytes
+// What follows from the shapes alone.
+struct Plan {
+  int tile_rows, ctas;
+  int64_t num_tickets, part_rows, kept_stride;
+  int64_t tickets, part_stats, parts, kept, schedule, size;  // offsets and size of the workspace in bytes
 };
 
-Workspace lay_out(const DeltaPrefillParams& p) {
-  const int64_t slots = max_slots(p);
-  Workspace w{};
-  w.part_lse = w.tickets + round_up(slots * 4);
-  w.parts = w.part_lse + round_up(slots * kTileRows * 4);
-  w.schedule = w.parts + round_up(slots * kTileRows * p.cache.head_dim * 4);
-  w.size = w.schedule + (p.schedule ? 0 : round_up((kScheduleHeader + kScheduleEntry * p.batch) * 4));
-  return w;
+Plan make_plan(const DeltaPrefillParams& p) {
+  const int64_t group = p.num_heads / p.cache.num_kv_heads;
+  Plan plan{};
+  plan.tile_rows = tile_rows_of(p.max_seqlen_q * group, p.cache.head_dim);
+  const int64_t row_tiles = (p.total_q * group / plan.tile_rows + p.batch) * p.cache.num_kv_heads;  // at most
+  const int64_t chunks = (p.max_blocks * p.cache.block_size + kChunkKeys - 1) / kChunkKeys;
+  int64_t items = row_tiles * std::max(p.num_splits, 1);
+  if (p.num_splits > 1) {
+    plan.num_tickets = items;
+    plan.part_rows = items * plan.tile_rows;
+  } else if (p.num_splits < 1 && !(p.num_splits < 0 && chunks <= 1)) {
+    // A sequence is split only into parts of at least its share of the work: at most two parts a worker.
+    plan.num_tickets = 2 * num_workers();
+    plan.part_rows = most_part_rows(p.num_splits, plan.tile_rows, p.cache.head_dim);
+    if (p.num_splits < 0) plan.part_rows = std::min(plan.part_rows, chunks * row_tiles * plan.tile_rows);
+    items += plan.num_tickets;
+  }
+  plan.ctas = int(std::min<int64_t>(items, num_workers()));
+  if (p.num_splits < 0 && chunks > 1) plan.kept_stride = kept_size(plan.tile_rows, p.cache.head_dim);
+  plan.part_stats = plan.tickets + round_up(plan.num_tickets * 4);
+  plan.parts = plan.part_stats + round_up(plan.part_rows * 8);
+  plan.kept = plan.parts + round_up(plan.part_rows * p.cache.head_dim * 4);
+  plan.schedule = plan.kept + round_up(plan.ctas * plan.kept_stride * 16);
+  plan.size = plan.schedule + (p.schedule ? 0 : round_up(schedule_size(p.batch) * 4));
+  return plan;
 }
 
 void check_supported(const DeltaPrefillParams& p) {
@@ -63,31 +72,31 @@ void check_supported(const DeltaPrefillParams& p) {
 
 int64_t delta_prefill_workspace(const DeltaPrefillParams& p) {
   check_supported(p);
-  return lay_out(p).size;
+  return make_plan(p).size;
 }
 
 void schedule_delta_prefill(const ScheduleDeltaPrefillParams& p, void* stream) {
-  if (p.schedule_size < kScheduleHeader + kScheduleEntry * p.batch) {
-    throw std::runtime_error("[ValueError] schedule_delta_prefill: schedule has " +
-                             std::to_string(p.schedule_size) + " entries, expected at least " +
-                             std::to_string(kScheduleHeader + kScheduleEntry * p.batch));
-  }
-  const ScheduleLaunch launch{p, num_workers()};
+  const int64_t max_rows = int64_t(p.max_seqlen_q) * (p.num_heads / p.num_kv_heads);
+  const int tile_rows = tile_rows_of(max_rows, p.head_dim);
+  const int64_t part_rows =
+      p.num_splits > 0 ? INT32_MAX : most_part_rows(p.num_splits, tile_rows, p.head_dim);
+  const ScheduleLaunch launch{p, num_workers(), tile_rows, part_rows};
   prim::launch(schedule_delta_prefill_kernel, dim3(1), kScheduleThreads, 0, static_cast<cudaStream_t>(stream),
                launch);
 }
 
 void delta_prefill(const DeltaPrefillParams& p, void* stream) {
-  const Workspace w = lay_out(p);
-  if (p.workspace_size < w.size)
+  const Plan plan = make_plan(p);
+  if (p.workspace_size < plan.size)
     throw std::runtime_error("[ValueError] delta_prefill: the workspace is too small");
   char* workspace = static_cast<char*>(p.workspace);
   AttentionLaunch launch{};
   launch.p = p;
+  launch.group = p.num_heads / p.cache.num_kv_heads;
   if (p.schedule == nullptr) {
     ScheduleDeltaPrefillParams s{};
-    s.schedule = reinterpret_cast<int32_t*>(workspace + w.schedule);
-    s.schedule_size = kScheduleHeader + kScheduleEntry * p.batch;
+    s.schedule = reinterpret_cast<int32_t*>(workspace + plan.schedule);
+    s.schedule_size = schedule_size(p.batch);
     s.cu_seqlens_q = p.cu_seqlens_q;
     s.seqused_k = p.seqused_k;
     s.batch = p.batch;
@@ -106,18 +115,23 @@ void delta_prefill(const DeltaPrefillParams& p, void* stream) {
   launch.kv_aligned = aligned(p.k_cache, cell, 16) && aligned(p.v_cache, cell, 16);
   launch.query_aligned = aligned(p.query, size, 16);
   launch.out_aligned = aligned(p.out, size, 4);
-  launch.num_slots = max_slots(p);
-  launch.tickets = reinterpret_cast<uint32_t*>(workspace + w.tickets);
-  launch.part_lse = reinterpret_cast<float*>(workspace + w.part_lse);
-  launch.parts = reinterpret_cast<float*>(workspace + w.parts);
+  launch.tile_rows = plan.tile_rows;
+  launch.num_tickets = plan.num_tickets;
+  launch.part_rows = plan.part_rows;
+  launch.kept_stride = plan.kept_stride;
+  launch.tickets = reinterpret_cast<uint32_t*>(workspace + plan.tickets);
+  launch.part_stats = reinterpret_cast<float2*>(workspace + plan.part_stats);
+  launch.parts = reinterpret_cast<float*>(workspace + plan.parts);
+  launch.kept = reinterpret_cast<float4*>(workspace + plan.kept);
   const auto s = static_cast<cudaStream_t>(stream);
-  if (launch.num_slots > 0) prim::zero_async(launch.tickets, size_t(launch.num_slots) * 4, s);
-  const int64_t most_items = max_row_tiles(p) * std::max(1, p.num_splits) + launch.num_slots;
-  const int ctas = int(std::min<int64_t>(most_items, num_workers()));
+  if (plan.num_tickets > 0) prim::zero_async(launch.tickets, size_t(plan.num_tickets) * 4, s);
+  const bool fp8 = p.cache.dtype == DType::kFloat8E4M3;
   if (p.dtype == DType::kFloat16) {
-    launch_attention_of<__half>(launch, ctas, s);
+    fp8 ? launch_attention_of<__half, __nv_fp8_e4m3>(launch, plan.ctas, s)
+        : launch_attention_of<__half, __half>(launch, plan.ctas, s);
   } else {
-    launch_attention_of<__nv_bfloat16>(launch, ctas, s);
+    fp8 ? launch_attention_of<__nv_bfloat16, __nv_fp8_e4m3>(launch, plan.ctas, s)
+        : launch_attention_of<__nv_bfloat16, __nv_bfloat16>(launch, plan.ctas, s);
   }
 }
 

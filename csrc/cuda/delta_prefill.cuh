@@ -1,16 +1,24 @@
 // delta_prefill on mma.m16n8k16 (sm_80 and newer): attention of new tokens over their paged KV.
 //
-// A CTA of four warps takes items of the work list (delta_schedule.cuh) in turn; a warp owns 16 of the item's
-// 64 rows.  Tiles of keys are double-buffered with cp.async; fp8 tiles are widened once per tile.  Keys that
-// no row of the item may see, and holes of the block table, are zeros in shared memory, so their NaN goes
-// nowhere.
+// A CTA of four warps takes items of the work list (delta_schedule.cuh) in turn.  How its warps share an item
+// follows from the item's rows:
+//   1 to 16    every warp has all rows: it scores a quarter of a tile's keys, the scores are exchanged
+//   through
+//              shared memory, and it sums a quarter of the columns of the values;
+//   up to 64   a warp has 16 rows;
+//   more       a warp has 32 rows, so that a key read from shared memory serves twice as many.
+// Tiles of keys come through a ring of stages filled with cp.async; fp8 tiles are widened once per tile. Keys
+// that no row of the item may see, and holes of the block table, are zeros in shared memory, so their NaN
+// goes nowhere.  Tiles that every row sees whole take a path without masks.
 //
-// Rows split along KV leave normalised partial results and their log-sum-exp in a slot each; the CTA that
-// takes the last ticket of the rows combines them in the order of the splits.
+// Rows split along KV leave partial results; the CTA that takes the last ticket of the rows folds them in
+// order.  Rows of one CTA that have several partial results all the same (num_splits = -1) fold each with
+// what the CTA keeps of the earlier ones.
 //
-// A row's bits do not depend on which rows share its tile: a tile it may not see multiplies its state by
-// exactly one and adds exactly zero, and key tiles lie at absolute positions.  With num_splits = -1 nothing
-// is split.
+// A row's bits do not depend on which rows share its tile, nor on how many: in all three ways a score is the
+// same products summed in the same order, and so is a column of the values; a tile it may not see multiplies
+// its state by exactly one and adds exactly zero; key tiles lie at absolute positions; and sums and products
+// that a compiler could fuse differently from place to place are spelled out (__fmul_rn, __fmaf_rn).
 #pragma once
 
 #include "delta_schedule.cuh"
@@ -18,61 +26,59 @@
 namespace skv {
 namespace cuda {
 
-constexpr int kAttentionThreads = 128;
+constexpr int kAttentionThreads = 128, kAttentionWarps = kAttentionThreads / kWarpSize;
+constexpr int kMaxStages = 4, kExistsRing = 8;
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 struct AttentionLaunch {
   DeltaPrefillParams p;                         // p.schedule is set
+  int group;                                    // query heads per KV head
   int block_shift;                              // log2(block_size)
   bool kv_aligned, query_aligned, out_aligned;  // rows start at multiples of 16, 16 and 4 bytes
-  float* parts;                                 // [num_slots][kTileRows][head_dim]
-  float* part_lse;                              // [num_slots][kTileRows], base 2
-  uint32_t* tickets;                            // [num_slots], of the first slot of the rows
-  int64_t num_slots;
+  int tile_rows;
+  int stages;          // 2 to kMaxStages
+  float* parts;        // [part_rows][head_dim]
+  float2* part_stats;  // [part_rows]: largest score (base 2) and sum of the exponentials below it
+  int64_t part_rows;
+  uint32_t* tickets;  // [num_tickets], of the first item of the rows
+  int64_t num_tickets;
+  float4* kept;  // [CTAs][kept_stride], what a CTA keeps of earlier parts
+  int64_t kept_stride;
 };
 
-template <class T, class Cell, int kHeadDim>
-struct AttentionTile {
-  static constexpr int kKeys = tile_keys(kHeadDim);
-  static constexpr bool kWiden = !std::is_same<T, Cell>::value;
-  // 16-byte chunks of a row are swizzled so that eight rows of an ldmatrix lie in different banks; head_dim
-  // 96 has no power of two of them and is padded instead.
-  static constexpr bool kSwizzle = kHeadDim % 64 == 0;
-  static constexpr int kPitch = kHeadDim * 2 + (kSwizzle ? 0 : 16);
-  static constexpr int kQueryBytes = kTileRows * kPitch;
-  static constexpr int kTileBytes = kKeys * kPitch;   // of K or V as T
-  static constexpr int kRawBytes = kKeys * kHeadDim;  // of K or V as fp8
-  static constexpr int kStageBytes = 2 * (kWiden ? kRawBytes : kTileBytes);
-  static constexpr int kSmem = kQueryBytes + 2 * kStageBytes + (kWiden ? 2 * kTileBytes : 0);
-
-  SKV_DEVICE static uint32_t at(int row, int chunk) {
-    return uint32_t(row * kPitch + (kSwizzle ? (chunk ^ (row & 7)) : chunk) * 16);
-  }
-};
+// Float4 of `kept` that a CTA needs.
+constexpr int64_t kept_size(int tile_rows, int head_dim) {
+  return int64_t(tile_rows < 64 ? 16 : tile_rows) * head_dim / 4 + 2 * kAttentionThreads;
+}
 
 // What the CTA works on; in shared memory, registers are for the accumulators.
 struct AttentionItem {
   SequenceWork work;
   int64_t b;
-  int kv_head, row_begin, num_rows, split, splits;
-  int key_begin, key_end;    // keys that some row of the item may see, within its split
-  int tile_begin, tile_end;  // tiles of these
-  int64_t first_slot;        // of the row tile's splits
+  int kv_head, row_begin, num_rows, splits;
+  int key_begin, key_end;    // keys that some row of the item may see
+  int tile_begin, tile_end;  // tiles of these, within the item's split
+  int first_item;            // of the rows' splits
+  // Partial results: of `part_tiles` tiles each, part i of row r at part_row + i * work.part_rows + r.
+  int part_tiles, first_tile;  // first_tile: where part 0 begins
+  int part_begin, part_end;    // that the rows have, whatever the split
+  int64_t part_row;
+};
+
+struct AttentionShared {
+  AttentionItem item;
+  int first[128], last[128];  // per row: the keys it may see, but for a tree's mask
+  int open_first[kAttentionWarps], open_last[kAttentionWarps];  // what all rows of these may see
+  unsigned exists[kExistsRing][2];                              // per tile: its keys that are there
+  bool found, is_last;
 };
 
 // Keys that new token i may see lie in first .. last; with a tree mask some of the new ones do not.
-struct RowLimits {
-  int first, last, token;
-};
-
-SKV_DEVICE RowLimits row_limits(const DeltaPrefillParams& p, const SequenceWork& w, int token) {
-  RowLimits r;
+SKV_DEVICE int2 key_limits(const DeltaPrefillParams& p, const SequenceWork& w, int token) {
   const int prefix = w.length - w.new_tokens;
-  r.token = token;
-  int position = prefix + token;
-  r.last = p.causal ? min(position, w.length - 1) : w.length - 1;
+  int position = prefix + token, last = p.causal ? min(position, w.length - 1) : w.length - 1;
   if (p.tree_mask) {
-    r.last = w.length - 1;
+    last = w.length - 1;
     if (p.window_left >= 0) {  // the position counts ancestors
       int bits = 0;
       const int32_t* mask = p.tree_mask + (w.q_begin + token) * p.tree_mask_stride;
@@ -83,69 +89,97 @@ SKV_DEVICE RowLimits row_limits(const DeltaPrefillParams& p, const SequenceWork&
       position = prefix + bits - 1;
     }
   }
-  r.first = p.window_left < 0 ? 0 : max(position - p.window_left, 0);
-  return r;
+  return make_int2(p.window_left < 0 ? 0 : max(position - p.window_left, 0), last);
 }
 
-SKV_DEVICE bool tree_allows(const DeltaPrefillParams& p, const SequenceWork& w, int token, int key) {
-  const int j = key - (w.length - w.new_tokens);
-  if (j < 0) return true;
-  if (j >= p.mask_words * 32) return false;
-  return p.tree_mask[(w.q_begin + token) * p.tree_mask_stride + j / 32] >> (j % 32) & 1;
+// Which of the 32 keys from key0 on new token `token` may see by its tree mask.
+SKV_DEVICE uint32_t tree_bits(const DeltaPrefillParams& p, const SequenceWork& w, int token, int key0) {
+  const int32_t* mask = p.tree_mask + (w.q_begin + token) * p.tree_mask_stride;
+  const int j = key0 - (w.length - w.new_tokens), word = j >> 5, shift = j & 31;
+  const auto at = [&](int i) { return i < 0 ? ~0u : i < p.mask_words ? uint32_t(mask[i]) : 0u; };
+  return shift ? at(word) >> shift | at(word + 1) << (32 - shift) : at(word);
+}
+
+// Which of the 32 keys from key0 on lie in first .. last.
+SKV_DEVICE uint32_t range_bits(int first, int last, int key0) {
+  const int lo = first - key0, hi = last - key0;
+  const uint32_t from = lo <= 0 ? ~0u : lo >= 32 ? 0u : ~0u << lo;
+  return hi < 0 ? 0u : hi >= 31 ? from : from & ((2u << hi) - 1);
 }
 
 // The item of that number, of sequence b; false if the schedule is not this call's.
-SKV_DEVICE bool make_item(const AttentionLaunch& launch, int number, int b, int tile, AttentionItem& out) {
+SKV_DEVICE bool make_item(const AttentionLaunch& launch, const WorkShape& shape, int number, int b,
+                          AttentionItem& out) {
   const DeltaPrefillParams& p = launch.p;
-  const int group = p.num_heads / p.cache.num_kv_heads;
-  const int32_t* entry = p.schedule + kScheduleHeader + kScheduleEntry * b;
-  const int per_split = max(entry[1], 1);
-  const SequenceWork w = sequence_work(p.cu_seqlens_q, p.seqused_k, b, group, p.window_left, tile);
-  int at = number - entry[0];
+  const int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
+  const int per_split = max(entry[kEntryTilesPerSplit], 1), tile = shape.tile;
+  const SequenceWork w = sequence_work(p.cu_seqlens_q, p.seqused_k, b, shape);
+  int at = number - entry[kEntryFirstItem];
   out.work = w;
   out.b = b;
   out.splits = w.splits(per_split);
-  out.split = at % out.splits;
+  const int split = at % out.splits;
+  out.first_item = number - split;
   at /= out.splits;
   out.kv_head = at % p.cache.num_kv_heads;
-  out.row_begin = at / p.cache.num_kv_heads * kTileRows;
-  out.num_rows = int(min(int64_t(kTileRows), int64_t(w.new_tokens) * group - out.row_begin));
-  out.first_slot = number - out.split;
-  if (w.q_begin < 0 || w.q_begin + w.new_tokens > p.total_q) return false;
-  if (out.splits > 1 && out.first_slot + out.splits > launch.num_slots) return false;
+  const int row_tile = at / p.cache.num_kv_heads;
+  out.row_begin = row_tile * shape.tile_rows;
+  out.num_rows = int(min(int64_t(shape.tile_rows), int64_t(w.new_tokens) * shape.group - out.row_begin));
+  if (out.num_rows <= 0 || w.q_begin < 0 || w.q_begin + w.new_tokens > p.total_q) return false;
 
-  const int first_token = out.row_begin / group, last_token = (out.row_begin + out.num_rows - 1) / group;
-  const int prefix = w.length - w.new_tokens;
+  const int first_token = out.row_begin / shape.group;
+  const int last_token = (out.row_begin + out.num_rows - 1) / shape.group, prefix = w.length - w.new_tokens;
   out.key_begin = p.window_left < 0 ? 0 : max(prefix + (p.tree_mask ? 0 : first_token) - p.window_left, 0);
   out.key_end = p.causal && !p.tree_mask ? min(prefix + last_token + 1, w.length) : w.length;
-  out.tile_begin = w.first_tile;
-  out.tile_end = w.first_tile + w.tiles;
-  if (out.splits > 1) {
-    out.tile_begin = w.first_tile + out.split * per_split;
-    out.tile_end = min(out.tile_begin + per_split, out.tile_end);
+  const int tile_begin = max(w.first_tile, out.key_begin / tile);
+  const int tile_end = min(w.first_tile + w.tiles, (max(out.key_end, 0) + tile - 1) / tile);
+
+  out.first_tile = w.first_tile;
+  out.part_tiles = p.num_splits < 0 ? shape.chunk_tiles : out.splits > 1 ? per_split : max(w.tiles, 1);
+  const int all_parts = (w.tiles + out.part_tiles - 1) / out.part_tiles;
+  out.part_begin = (tile_begin - w.first_tile) / out.part_tiles;
+  out.part_end = max((tile_end - w.first_tile + out.part_tiles - 1) / out.part_tiles, out.part_begin);
+  out.part_row = entry[kEntryFirstPartRow] +
+                 (int64_t(row_tile) * p.cache.num_kv_heads + out.kv_head) * all_parts * w.part_rows;
+  if (out.splits > 1 &&
+      (out.part_row < 0 || out.part_row + int64_t(all_parts) * w.part_rows > launch.part_rows ||
+       out.first_item + out.splits > launch.num_tickets)) {
+    return false;
   }
-  out.tile_begin = max(out.tile_begin, out.key_begin / tile);
-  out.tile_end = min(out.tile_end, (max(out.key_end, 0) + tile - 1) / tile);
+  out.tile_begin = max(tile_begin, w.first_tile + split * per_split);
+  out.tile_end = out.splits > 1 ? min(tile_end, w.first_tile + (split + 1) * per_split) : tile_end;
   return true;
 }
 
-// Finds the item of that number and leaves it in shared memory.  Whole CTA.
-SKV_DEVICE bool find_item(const AttentionLaunch& launch, int number, int tile, AttentionItem& shared_item) {
-  SKV_SHARED(found, bool);
+// Finds the item of that number and leaves it in shared memory, with what its rows may see.  Whole CTA.
+SKV_DEVICE bool find_item(const AttentionLaunch& launch, const WorkShape& shape, int number,
+                          AttentionShared& shared) {
   const DeltaPrefillParams& p = launch.p;
-  const int group = p.num_heads / p.cache.num_kv_heads;
+  const int thread = prim::opaque(int(threadIdx.x)), warp = thread / kWarpSize;
   __syncthreads();  // of the previous item
-  if (threadIdx.x == 0) found = false;
+  if (thread == 0) shared.found = false;
   __syncthreads();
-  for (int64_t b = threadIdx.x; b < p.batch; b += kAttentionThreads) {
-    const int32_t* entry = p.schedule + kScheduleHeader + kScheduleEntry * b;
-    const SequenceWork w = sequence_work(p.cu_seqlens_q, p.seqused_k, b, group, p.window_left, tile);
-    const int items = w.row_tiles * w.splits(max(entry[1], 1)) * p.cache.num_kv_heads;
-    if (number < entry[0] || number - entry[0] >= items) continue;
-    found = make_item(launch, number, int(b), tile, shared_item);  // the ranges of a schedule do not overlap
+  for (int64_t b = thread; b < p.batch; b += kAttentionThreads) {
+    const int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
+    if (number < entry[kEntryFirstItem] || number - entry[kEntryFirstItem] >= entry[kEntryItems]) continue;
+    shared.found = make_item(launch, shape, number, int(b), shared.item);  // ranges do not overlap
   }
   __syncthreads();
-  return found;
+  if (!shared.found) return false;
+  const AttentionItem& item = shared.item;
+  const int token = (item.row_begin + min(thread, item.num_rows - 1)) / shape.group;
+  const int2 limits = key_limits(p, item.work, token);
+  shared.first[thread] = limits.x;
+  shared.last[thread] = limits.y;
+  const int committed = item.work.length - item.work.new_tokens - 1;
+  const int open_first = __reduce_max_sync(kFullMask, limits.x);
+  const int open_last = __reduce_min_sync(kFullMask, p.tree_mask ? min(limits.y, committed) : limits.y);
+  if (thread % kWarpSize == 0) {
+    shared.open_first[warp] = open_first;
+    shared.open_last[warp] = open_last;
+  }
+  __syncthreads();
+  return true;
 }
 
 // Row `row` of the item: its place in query and out.
@@ -153,72 +187,6 @@ SKV_DEVICE int64_t query_offset(const HeadsView& v, const AttentionItem& item, i
   const int r = item.row_begin + row;
   return (item.work.q_begin + r / group) * v.token_stride +
          int64_t(item.kv_head * group + r % group) * v.head_stride;
-}
-
-// kBytes (16) of a row to shared memory: asynchronously where the source is aligned; zeros where `pred` is
-// false.
-template <class E>
-SKV_DEVICE void copy_chunk(unsigned char* smem, uint32_t offset, const E* src, bool aligned_rows, bool pred) {
-  if (aligned_rows) {
-    prim::cp_async16(prim::smem_u32(smem + offset), src, pred);
-    return;
-  }
-  constexpr int kCount = 16 / int(sizeof(E));
-  Vector<E, kCount> v;
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) v.at[e] = pred ? src[e] : E(0.f);
-  store_vector<E, kCount>(reinterpret_cast<E*>(smem + offset), v);
-}
-
-template <class Tile, class Cell, int kHeadDim>
-SKV_DEVICE void load_tile(const AttentionLaunch& launch, const AttentionItem& item, unsigned char* stage,
-                          unsigned (&exists)[2], int tile) {
-  constexpr int kCount = 16 / int(sizeof(Cell)), kChunks = kHeadDim / kCount;
-  constexpr int kBytes = Tile::kWiden ? Tile::kRawBytes : Tile::kTileBytes;
-  const DeltaPrefillParams& p = launch.p;
-  const int32_t* table = p.block_table + item.b * p.block_table_stride;
-  const auto block_of = [&](int key) {  // -1: not to be read
-    const int index = key >> launch.block_shift;
-    if (key < item.key_begin || key >= item.key_end || index >= p.max_blocks) return -1;
-    const int block = table[index];
-    return in_range(block, p.cache.num_blocks) ? block : -1;
-  };
-  for (int i = int(threadIdx.x); i < Tile::kKeys * kChunks; i += kAttentionThreads) {
-    const int row = i / kChunks, chunk = i % kChunks, key = tile * Tile::kKeys + row;
-    const int block = block_of(key);
-    const int64_t within = key & (p.cache.block_size - 1), at = chunk * kCount;
-    const int64_t safe = block < 0 ? 0 : block;
-    const uint32_t offset = Tile::kWiden ? uint32_t(row * kHeadDim + chunk * 16) : Tile::at(row, chunk);
-    const CacheView &k = p.k_cache, &v = p.v_cache;
-    const Cell* k_src = static_cast<const Cell*>(k.data) + at + item.kv_head * k.head_stride;
-    const Cell* v_src = static_cast<const Cell*>(v.data) + at + item.kv_head * v.head_stride;
-    k_src += safe * k.block_stride + within * k.token_stride;
-    v_src += safe * v.block_stride + within * v.token_stride;
-    copy_chunk<Cell>(stage, offset, k_src, launch.kv_aligned, block >= 0);
-    copy_chunk<Cell>(stage + kBytes, offset, v_src, launch.kv_aligned, block >= 0);
-  }
-  if (threadIdx.x < 64) {  // which of the tile's keys exist
-    const bool ok = int(threadIdx.x) < Tile::kKeys && block_of(tile * Tile::kKeys + int(threadIdx.x)) >= 0;
-    const unsigned bits = __ballot_sync(kFullMask, ok);
-    if (threadIdx.x % kWarpSize == 0) exists[threadIdx.x / kWarpSize] = bits;
-  }
-}
-
-// fp8 K and V of a stage to T; eight elements a thread and step.
-template <class Tile, class T, int kHeadDim>
-SKV_DEVICE void widen_tile(const unsigned char* raw, unsigned char* wide) {
-  constexpr int kChunks = kHeadDim / 8;
-  for (int i = int(threadIdx.x); i < 2 * Tile::kKeys * kChunks; i += kAttentionThreads) {
-    const int which = i / (Tile::kKeys * kChunks), rest = i % (Tile::kKeys * kChunks);
-    const int row = rest / kChunks, chunk = rest % kChunks;
-    const unsigned char* from = raw + which * Tile::kRawBytes + row * kHeadDim + chunk * 8;
-    const Vector<__nv_fp8_e4m3, 8> x =
-        load_vector<__nv_fp8_e4m3, 8>(reinterpret_cast<const __nv_fp8_e4m3*>(from));
-    Vector<T, 8> y;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) y.at[e] = from_float<T>(to_float(x.at[e]));
-    store_vector<T, 8>(reinterpret_cast<T*>(wide + which * Tile::kTileBytes + Tile::at(row, chunk)), y);
-  }
 }
 
 template <class T>

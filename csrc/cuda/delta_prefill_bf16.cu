@@ -1,16 +1,14 @@
-// delta_prefill's kernels for bf16 queries, a file of their own so that they compile beside the others.
+// delta_prefill's kernels for bf16 queries and a cache of the same type, a file of their own so that they
+// compile beside the others.
 #include "delta_prefill_kernel.cuh"
 
 namespace skv {
 namespace cuda {
 
 template <>
-void launch_attention_of<__nv_bfloat16>(const AttentionLaunch& launch, int ctas, cudaStream_t stream) {
-  if (launch.p.cache.dtype == DType::kFloat8E4M3) {
-    launch_attention_by_head_dim<__nv_bfloat16, __nv_fp8_e4m3>(launch, ctas, stream);
-  } else {
-    launch_attention_by_head_dim<__nv_bfloat16, __nv_bfloat16>(launch, ctas, stream);
-  }
+void launch_attention_of<__nv_bfloat16, __nv_bfloat16>(const AttentionLaunch& launch, int ctas,
+                                                       cudaStream_t stream) {
+  launch_attention_by_head_dim<__nv_bfloat16, __nv_bfloat16>(launch, ctas, stream);
 }
 
 }  // namespace cuda

@@ -1,12 +1,14 @@
 // The work list of delta_prefill: which items there are and how the KV of a sequence is split.
 //
 // The rows of a sequence and KV head are its new tokens times the query heads of that KV head, tokens
-// outermost: row = token * group + head.  An item is up to kTileRows rows of one sequence and KV head over
+// outermost: row = token * group + head.  An item is up to tile_rows rows of one sequence and KV head over
 // one split of the keys they may see.  Key tiles lie at fixed absolute positions, multiples of the tile size.
 //
-// A schedule is kScheduleHeader numbers {kind, batch, items, items of split rows, ...}, then per sequence
-// {first item, tiles per split}.  Items of sequences that are split come first, so an item below the fourth
-// number is also the number of the slot that holds its partial result.
+// Rows of a split sequence leave partial results, one a split; with num_splits = -1 one per kChunkKeys keys
+// at fixed absolute positions, whatever the split, so that what is summed with what depends on nothing else.
+//
+// A schedule is kScheduleHeader numbers (ScheduleField), then kScheduleEntry per sequence (EntryField).
+// Items of sequences that are split come first.
 #pragma once
 
 #include "common.cuh"
@@ -14,34 +16,66 @@
 namespace skv {
 namespace cuda {
 
-constexpr int kTileRows = 64;
 constexpr int kScheduleKind = 2;  // the CPU's is 1
-enum ScheduleField { kFieldKind, kFieldBatch, kFieldItems, kFieldSplitItems };
+enum ScheduleField { kFieldKind, kFieldBatch, kFieldItems, kFieldTileRows, kFieldNumSplits };
+enum EntryField { kEntryFirstItem, kEntryItems, kEntryTilesPerSplit, kEntryFirstPartRow };
 
 constexpr int tile_keys(int head_dim) { return head_dim > 128 ? 32 : 64; }
+constexpr int kChunkKeys = 1024;
 
+// Most rows of an item: as few as a call of this shape can have, 128 at most, which head_dim above 128 has no
+// registers for.
+inline int tile_rows_of(int64_t max_rows, int head_dim) {
+  return max_rows <= 16 ? 16 : max_rows <= 64 || head_dim > 128 ? 64 : 128;
+}
+
+// CTAs of a launch, as many as can be at work together; also what an automatic schedule spreads work over.
+inline int num_workers() { return 2 * prim::num_multiprocessors(); }
+
+// Rows of partial results: what an automatic schedule can ask for, and what a batch-invariant one may, which
+// leaves sequences whole that would need more.
+inline int64_t most_part_rows(int num_splits, int tile_rows, int head_dim) {
+  constexpr int64_t kMostBytes = 64 << 20;
+  return num_splits == 0 ? int64_t(2) * num_workers() * tile_rows : kMostBytes / (4 * head_dim);
+}
+
+// What the rows of one sequence and KV head have to do.
 struct SequenceWork {
   int64_t q_begin;
   int new_tokens, length;  // length includes the new tokens
   int row_tiles, first_tile, tiles;
+  int part_rows;  // of a row tile in each of its partial results
 
   SKV_DEVICE int splits(int tiles_per_split) const {
     return tiles_per_split >= tiles ? 1 : (tiles + tiles_per_split - 1) / tiles_per_split;
   }
 };
 
+struct WorkShape {
+  int group, window_left, tile, tile_rows;
+  int chunk_tiles;  // tiles between the fixed positions of num_splits = -1, otherwise 1
+};
+
+SKV_DEVICE WorkShape work_shape(int group, int head_dim, int window_left, int num_splits, int tile_rows) {
+  const int tile = tile_keys(head_dim);
+  return {group, window_left, tile, tile_rows, num_splits < 0 ? kChunkKeys / tile : 1};
+}
+
 // Lengths out of range make a sequence without rows.
 SKV_DEVICE SequenceWork sequence_work(const int32_t* cu_seqlens_q, const int32_t* seqused_k, int64_t b,
-                                      int group, int window_left, int tile) {
+                                      const WorkShape& shape) {
   SequenceWork w{};
   w.q_begin = cu_seqlens_q[b];
   w.new_tokens = max(0, cu_seqlens_q[b + 1] - cu_seqlens_q[b]);
   w.length = max(0, seqused_k[b]);
-  w.row_tiles = int((int64_t(w.new_tokens) * group + kTileRows - 1) / kTileRows);
+  const int64_t rows = int64_t(w.new_tokens) * shape.group;
+  w.row_tiles = int((rows + shape.tile_rows - 1) / shape.tile_rows);
+  w.part_rows = int(min((rows + 15) / 16 * 16, int64_t(shape.tile_rows)));
   const int64_t oldest =
-      int64_t(w.length) - w.new_tokens - window_left;  // what the first new token sees first
-  w.first_tile = window_left < 0 || oldest <= 0 ? 0 : int(min(oldest, int64_t(w.length)) / tile);
-  w.tiles = (w.length + tile - 1) / tile - w.first_tile;
+      int64_t(w.length) - w.new_tokens - shape.window_left;  // what the first new token sees
+  if (shape.window_left >= 0 && oldest > 0) w.first_tile = int(min(oldest, int64_t(w.length)) / shape.tile);
+  w.first_tile -= w.first_tile % shape.chunk_tiles;
+  w.tiles = (w.length + shape.tile - 1) / shape.tile - w.first_tile;
   return w;
 }
 

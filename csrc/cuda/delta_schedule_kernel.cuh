@@ -8,75 +8,112 @@ namespace cuda {
 
 constexpr int kScheduleThreads = 256;
 constexpr int kMinTilesPerSplit = 4;
+constexpr int kMinKeysPerPartRow = 8;  // a part is written and read as float, keys are read once as cells
 
 struct ScheduleLaunch {
   ScheduleDeltaPrefillParams p;
   int workers;  // CTAs that the work is to be spread over
+  int tile_rows;
+  int64_t most_part_rows;
 };
+
+// The sum of the values of all threads before this one; `total` that of all.  Whole CTA.
+SKV_DEVICE int64_t exclusive_sum(int64_t value, int64_t& total) {
+  constexpr int kWarps = kScheduleThreads / kWarpSize;
+  SKV_SHARED(warp_sums, int64_t[kWarps]);
+  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
+  int64_t sum = value;
+  for (int d = 1; d < kWarpSize; d *= 2) {
+    const int64_t before = __shfl_up_sync(kFullMask, sum, unsigned(d));
+    if (lane >= d) sum += before;
+  }
+  __syncthreads();  // of the previous call
+  if (lane == kWarpSize - 1) warp_sums[warp] = sum;
+  __syncthreads();
+  total = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp) sum += total;
+    total += warp_sums[w];
+  }
+  return sum - value;
+}
 
 // One CTA.  A thread looks after a run of consecutive sequences.
 __global__ void __launch_bounds__(kScheduleThreads)
     schedule_delta_prefill_kernel(const __grid_constant__ ScheduleLaunch launch) {
   const ScheduleDeltaPrefillParams& p = launch.p;
-  SKV_SHARED(total_work, unsigned long long);
-  SKV_SHARED(split_items, int[kScheduleThreads + 1]);
-  SKV_SHARED(whole_items, int[kScheduleThreads + 1]);
-  const int thread = int(threadIdx.x), group = p.num_heads / p.num_kv_heads, tile = tile_keys(p.head_dim);
+  const int thread = int(threadIdx.x), heads = p.num_kv_heads;
+  const WorkShape shape =
+      work_shape(p.num_heads / heads, p.head_dim, p.window_left, p.num_splits, launch.tile_rows);
   const int64_t per_thread = (p.batch + kScheduleThreads - 1) / kScheduleThreads;
   const int64_t begin = min(thread * per_thread, p.batch), end = min(begin + per_thread, p.batch);
-  const auto work_of = [&](int64_t b) {
-    return sequence_work(p.cu_seqlens_q, p.seqused_k, b, group, p.window_left, tile);
-  };
+  const auto work_of = [&](int64_t b) { return sequence_work(p.cu_seqlens_q, p.seqused_k, b, shape); };
 
-  // Splits follow from all the work there is.
-  if (thread == 0) total_work = 0;
-  __syncthreads();
-  unsigned long long mine = 0;
+  // Splits follow from all the work there is.  A tile of keys takes 128 rows twice the time of fewer.
+  const auto cost_of = [&](const SequenceWork& w) { return w.part_rows > 64 ? 2 : 1; };
+  int64_t cost = 0, total_cost;
   for (int64_t b = begin; b < end; ++b) {
     const SequenceWork w = work_of(b);
-    mine += static_cast<unsigned long long>(w.row_tiles) * w.tiles * p.num_kv_heads;
+    cost += int64_t(w.row_tiles) * w.tiles * heads * cost_of(w);
   }
-  atomicAdd(&total_work, mine);
-  __syncthreads();
-  const int share = int(min((total_work + launch.workers - 1) / launch.workers, 1ull << 30));
+  exclusive_sum(cost, total_cost);
+  const int share = int(min((total_cost + launch.workers - 1) / launch.workers, int64_t(1) << 28));
   const auto tiles_per_split = [&](const SequenceWork& w) {
-    if (p.num_splits < 0 || w.tiles == 0) return max(w.tiles, 1);
-    if (p.num_splits == 0) return max(share, kMinTilesPerSplit);
-    return max((w.tiles + p.num_splits - 1) / p.num_splits, 1);
+    if (w.tiles == 0) return 1;
+    if (p.num_splits > 0) return (w.tiles + p.num_splits - 1) / p.num_splits;
+    const int least = max(kMinTilesPerSplit, kMinKeysPerPartRow * w.part_rows / shape.tile);
+    const int tiles = max((share + cost_of(w) - 1) / cost_of(w), p.num_splits < 0 ? 1 : least);
+    return (tiles + shape.chunk_tiles - 1) / shape.chunk_tiles * shape.chunk_tiles;
+  };
+  const auto part_rows = [&](const SequenceWork& w, int per_split) {
+    const int splits = w.splits(per_split);
+    const int parts = p.num_splits < 0 ? (w.tiles + shape.chunk_tiles - 1) / shape.chunk_tiles : splits;
+    return splits > 1 ? int64_t(w.row_tiles) * heads * parts * w.part_rows : 0;
+  };
+
+  // Rows of partial results, by position; a sequence that finds none left stays whole.
+  int64_t rows = 0, total_rows, split = 0, whole = 0, total_split, total_whole;
+  for (int64_t b = begin; b < end; ++b) {
+    const SequenceWork w = work_of(b);
+    rows += part_rows(w, tiles_per_split(w));
+  }
+  const int64_t first_row = exclusive_sum(rows, total_rows);
+  const auto settle = [&](const SequenceWork& w, int64_t& row) {  // tiles per split; moves row on
+    const int per_split = tiles_per_split(w);
+    row += part_rows(w, per_split);
+    return row <= launch.most_part_rows ? per_split : max(w.tiles, 1);
   };
 
   // Items, counted, then numbered.
-  int split = 0, whole = 0;
+  rows = first_row;
   for (int64_t b = begin; b < end; ++b) {
     const SequenceWork w = work_of(b);
-    const int splits = w.splits(tiles_per_split(w));
-    (splits > 1 ? split : whole) += w.row_tiles * splits * p.num_kv_heads;
+    const int splits = w.splits(settle(w, rows));
+    (splits > 1 ? split : whole) += int64_t(w.row_tiles) * splits * heads;
   }
-  split_items[thread + 1] = split;
-  whole_items[thread + 1] = whole;
-  __syncthreads();
+  split = exclusive_sum(split, total_split);
+  whole = total_split + exclusive_sum(whole, total_whole);
+  rows = first_row;
+  for (int64_t b = begin; b < end; ++b) {
+    const SequenceWork w = work_of(b);
+    const int64_t row = rows;
+    const int per_split = settle(w, rows), splits = w.splits(per_split);
+    const int64_t items = int64_t(w.row_tiles) * splits * heads;
+    int64_t& next = splits > 1 ? split : whole;
+    int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
+    entry[kEntryFirstItem] = int32_t(next);
+    entry[kEntryItems] = int32_t(items);
+    entry[kEntryTilesPerSplit] = per_split;
+    entry[kEntryFirstPartRow] = int32_t(splits > 1 ? row : 0);
+    next += items;
+  }
   if (thread == 0) {
-    split_items[0] = whole_items[0] = 0;
-    for (int t = 0; t < kScheduleThreads; ++t) {
-      split_items[t + 1] += split_items[t];
-      whole_items[t + 1] += whole_items[t];
-    }
+    for (int i = 0; i < kScheduleHeader; ++i) p.schedule[i] = 0;
     p.schedule[kFieldKind] = kScheduleKind;
     p.schedule[kFieldBatch] = int32_t(p.batch);
-    p.schedule[kFieldItems] = split_items[kScheduleThreads] + whole_items[kScheduleThreads];
-    p.schedule[kFieldSplitItems] = split_items[kScheduleThreads];
-    for (int i = kFieldSplitItems + 1; i < kScheduleHeader; ++i) p.schedule[i] = 0;
-  }
-  __syncthreads();
-  split = split_items[thread];
-  whole = split_items[kScheduleThreads] + whole_items[thread];
-  for (int64_t b = begin; b < end; ++b) {
-    const SequenceWork w = work_of(b);
-    const int per_split = tiles_per_split(w), splits = w.splits(per_split);
-    int& next = splits > 1 ? split : whole;
-    p.schedule[kScheduleHeader + kScheduleEntry * b] = next;
-    p.schedule[kScheduleHeader + kScheduleEntry * b + 1] = per_split;
-    next += w.row_tiles * splits * p.num_kv_heads;
+    p.schedule[kFieldItems] = int32_t(total_split + total_whole);
+    p.schedule[kFieldTileRows] = launch.tile_rows;
+    p.schedule[kFieldNumSplits] = p.num_splits;
   }
 }
 

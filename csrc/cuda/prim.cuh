@@ -3,7 +3,7 @@
 // kernels on the CPU for tests.  Both provide, in namespace skv::prim:
 //
 //   launch(kernel, grid, threads, smem, stream, params)   sets attributes, launches, throws on error
-//   zero_async(p, bytes, stream), num_multiprocessors()
+//   zero_async(p, bytes, stream), num_multiprocessors(), shared_memory()
 //   smem_u32(p)                        shared address as the 32-bit number PTX takes
 //   cp_async16(dst, src, pred)         16 bytes global -> shared; pred false writes zeros
 //   cp_async_commit(), cp_async_wait<n>()
@@ -13,6 +13,9 @@
 //   load_acquire(p), store_release(p, v), atomic_add_acq_rel(p, v)   device scope
 //   load_streaming(p)                  16 bytes that nobody reads again, past L1
 //   exp2_approx(x)
+//   opaque<place>(x)                   x, which the compiler knows nothing of: what depends on it is not
+//   computed
+//                                      ahead; places of their own are not merged
 //
 // prim_hopper.cuh has those of sm_90.
 //

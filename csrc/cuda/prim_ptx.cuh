@@ -42,6 +42,18 @@ inline int num_multiprocessors() {
   return n;
 }
 
+struct SharedMemory {
+  int64_t per_cta, per_multiprocessor;  // bytes
+};
+inline SharedMemory shared_memory() {
+  int device = 0, cta = 0, multiprocessor = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&cta, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
+  check(cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+        "shared memory");
+  return {cta, multiprocessor};
+}
+
 SKV_DEVICE uint32_t smem_u32(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 SKV_DEVICE void cp_async16(uint32_t dst, const void* src, bool pred = true) {
@@ -112,6 +124,12 @@ SKV_DEVICE uint4 load_streaming(const uint4* p) {
                : "l"(p)
                : "memory");
   return v;
+}
+
+template <int kPlace = 0>  // so that no two places are merged into one
+SKV_DEVICE int opaque(int x) {
+  asm volatile("// %1" : "+r"(x) : "n"(kPlace));
+  return x;
 }
 
 SKV_DEVICE float exp2_approx(float x) {

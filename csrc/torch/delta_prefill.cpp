@@ -87,6 +87,10 @@ void fill_optional(const Check& check, const OptTensor& lse, const OptTensor& si
   }
 }
 
+int64_t schedule_entries(const Tensor& on, int64_t batch) {
+  return runs_cuda_kernels(on) ? schedule_size(batch) : kScheduleHeader + kScheduleEntry * batch;
+}
+
 void check_schedule_size(const Check& check, const Tensor& schedule, int64_t needed) {
   if (schedule.size(0) >= needed) return;
   check.value_error("schedule has " + std::to_string(schedule.size(0)) + " entries, expected at least " +
@@ -146,8 +150,7 @@ void delta_prefill(Tensor out, OptTensor lse, Tensor query, Tensor k_cache, Tens
   params.v_scale = check.scale(v_scale, "v_scale", cache, k_cache, batch);
   fill_mask(check, tree_mask, query, params);
   fill_optional(check, lse, sinks, schedule, query, params);
-  if (schedule && !runs_cuda_kernels(query))
-    check_schedule_size(check, *schedule, kScheduleHeader + kScheduleEntry * batch);
+  if (schedule) check_schedule_size(check, *schedule, schedule_entries(query, batch));
   if (params.total_q == 0 || batch == 0) return;
   Tensor workspace = query;  // of CUDA: from torch's caching allocator, which orders its reuse by the stream
   if (runs_cuda_kernels(query) && &cuda::delta_prefill_workspace) {
@@ -178,8 +181,7 @@ void schedule_delta_prefill(Tensor schedule, Tensor cu_seqlens_q, Tensor seqused
   check.range(window_left, "window_left", -1, kMaxInt32);
   check.same_device(cu_seqlens_q, "cu_seqlens_q", schedule, "schedule");
   check.same_device(seqused_k, "seqused_k", schedule, "schedule");
-  if (!runs_cuda_kernels(schedule))
-    check_schedule_size(check, schedule, kScheduleHeader + kScheduleEntry * batch);
+  check_schedule_size(check, schedule, schedule_entries(schedule, batch));
 
   ScheduleDeltaPrefillParams params{};
   params.schedule = static_cast<int32_t*>(schedule.data_ptr());

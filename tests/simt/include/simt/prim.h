@@ -42,6 +42,11 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStr
 inline void zero_async(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0, bytes); }
 inline int num_multiprocessors() { return 4; }  // few, so that small cases split their work too
 
+struct SharedMemory {
+  int64_t per_cta, per_multiprocessor;
+};
+inline SharedMemory shared_memory() { return {227 << 10, 228 << 10}; }  // of sm_90
+
 inline uint32_t smem_u32(const void* p) { return simt::shared_address(p); }
 
 inline void cp_async16(uint32_t dst, const void* src, bool pred = true, SIMT_LOC) {
@@ -89,6 +94,8 @@ inline uint32_t atomic_add_acq_rel(uint32_t* p, uint32_t v, SIMT_LOC) {
   return old;
 }
 inline uint4 load_streaming(const uint4* p) { return *p; }
+template <int kPlace = 0>
+inline int opaque(int x) { return x; }
 inline float exp2_approx(float x) { return std::exp2(x); }
 
 }  // namespace prim
