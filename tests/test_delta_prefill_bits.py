@@ -57,6 +57,40 @@ def test_num_splits_minus_1_is_batch_invariant(backend, variant):
         torch.set_num_threads(threads)
 
 
+LONG = [
+    {"heads": 4, "kv_heads": 1},
+    {"heads": 4, "kv_heads": 1, "dtype": torch.float16, "window_left": 1300},
+    {"heads": 4, "kv_heads": 1, "cache_dtype": FP8, "v_scale": torch.tensor(0.7), "sinks": torch.randn(4)},
+    {"heads": 2, "kv_heads": 2, "head_dim": 192},
+]
+
+
+@pytest.mark.parametrize("variant", range(len(LONG)))
+def test_num_splits_minus_1_does_not_see_how_many_rows_a_call_has(backend, variant):
+    """Contexts of several splits, calls of 1 to 160 rows a KV head: what a kernel does by rows shows in no bit."""
+    skip_unless(backend, LONG[variant].get("dtype", torch.bfloat16))
+    new, lengths = [1, 40, 4], [2100, 2090, 1024]
+    case = make_attention(backend, new, lengths, **LONG[variant])
+    out, lse = check(backend, case, -1)
+    for b, cuts in ((0, [0, 1]), (1, [0, 1, 5, 21, 40]), (1, [0, 40]), (1, [0, 33, 40]), (2, [0, 3, 4])):
+        for start, stop in itertools.pairwise(cuts):
+            rows = slice(sum(new[:b]) + start, sum(new[:b]) + stop)
+            for batch in (1, 3):  # beside others there is less reason to split
+                part = one_sequence(case, b, start, stop)
+                tokens = stop - start
+                part.query = torch.cat([part.query] * batch)
+                part.cu_seqlens_q = cumulative([tokens] * batch, backend.device)
+                part.seqused_k = part.seqused_k.repeat(batch)
+                part.block_table = part.block_table.repeat(batch, 1)
+                got_out, got_lse = run(backend, part, -1)
+                for i in range(batch):
+                    here = slice(i * tokens, (i + 1) * tokens)
+                    want = out[rows], lse[:, rows]
+                    assert_rows(
+                        (got_out[here], got_lse[:, here]), want, f"rows {start} to {stop} of {b}, {batch} times"
+                    )
+
+
 def test_num_splits_minus_1_does_not_see_where_blocks_lie(backend):
     """The same keys in other blocks, another memory layout and another order of sequences: the same bits."""
     skip_unless(backend)

@@ -132,7 +132,9 @@ SKV_DEVICE bool make_item(const AttentionLaunch& launch, const WorkShape& shape,
   out.key_begin = p.window_left < 0 ? 0 : max(prefix + (p.tree_mask ? 0 : first_token) - p.window_left, 0);
   out.key_end = p.causal && !p.tree_mask ? min(prefix + last_token + 1, w.length) : w.length;
   const int tile_begin = max(w.first_tile, out.key_begin / tile);
-  const int tile_end = min(w.first_tile + w.tiles, (max(out.key_end, 0) + tile - 1) / tile);
+  const int64_t in_table = (p.max_blocks * p.cache.block_size + tile - 1) / tile;  // no key lies behind it
+  const int tile_end =
+      int(min(int64_t(min(w.first_tile + w.tiles, (max(out.key_end, 0) + tile - 1) / tile)), in_table));
 
   out.first_tile = w.first_tile;
   out.part_tiles = p.num_splits < 0 ? shape.chunk_tiles : out.splits > 1 ? per_split : max(w.tiles, 1);

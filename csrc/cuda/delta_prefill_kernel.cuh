@@ -124,8 +124,9 @@ SKV_DEVICE void attend(const AttentionLaunch& launch, AttentionShared& shared, u
   if (item.splits == 1) store_rows<T>(launch, item, rows, group);
 }
 
-// kMost: how items of more than 16 rows are shared.  One kernel for both ways would spill registers, so in a
-// call that may have more than 64 rows to an item, 17 to 64 rows leave warps idle.
+// kMost: how items of more than 16 rows are shared.  More ways in one kernel than these would spill
+// registers: in a call that may have more than 64 rows to an item, 17 to 64 rows leave warps idle, and with
+// head_dim 256 so do up to 16 rows in a call that may have more.
 template <class T, class Cell, int kHeadDim, Share kMost>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     delta_prefill_kernel(const __grid_constant__ AttentionLaunch launch) {
@@ -146,10 +147,12 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   for (int number = int(blockIdx.x); number < num_items; number += int(gridDim.x)) {
     if (!find_item(launch, shape, number, shared)) continue;
     const AttentionItem& item = shared.item;
-    if (item.num_rows <= 16) {
-      attend<T, Cell, kHeadDim, kKeysShared>(launch, shared, smem);
+    if (kMost == kKeysShared || (item.num_rows <= 16 && kHeadDim < 256)) {
+      if constexpr (kMost == kKeysShared || kHeadDim < 256) {
+        attend<T, Cell, kHeadDim, kKeysShared>(launch, shared, smem);
+      }
     } else {
-      attend<T, Cell, kHeadDim, kMost>(launch, shared, smem);
+      if constexpr (kMost != kKeysShared) attend<T, Cell, kHeadDim, kMost>(launch, shared, smem);
     }
     if (item.splits == 1) continue;
 
@@ -185,7 +188,9 @@ void launch_attention(AttentionLaunch launch, int ctas, cudaStream_t stream) {
   launch.stages = choose_stages(Tile::smem_bytes(launch.tile_rows, 0), Tile::kStageBytes);
   const int smem = Tile::smem_bytes(launch.tile_rows, launch.stages);
   auto kernel = delta_prefill_kernel<T, Cell, kHeadDim, kRows16>;
-  if constexpr (kHeadDim <= 128) {
+  if constexpr (kHeadDim == 256) {
+    if (launch.tile_rows == 16) kernel = delta_prefill_kernel<T, Cell, kHeadDim, kKeysShared>;
+  } else if constexpr (kHeadDim <= 128) {
     if (launch.tile_rows > 64) kernel = delta_prefill_kernel<T, Cell, kHeadDim, kRows32>;
   }
   prim::launch(kernel, dim3(unsigned(ctas)), kAttentionThreads, smem, stream, launch);

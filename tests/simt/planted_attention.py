@@ -11,99 +11,112 @@ KERNELS = [
             "barrier": [
                 Bug(
                     "delta_prefill.cuh",
-                    "if (threadIdx.x == 0) found = false;\n  __syncthreads();",
-                    "if (threadIdx.x == 0) found = false;",
-                ),
-                Bug("delta_prefill.cuh", "  __syncthreads();\n  return found;", "  return found;"),
-                Bug(
-                    "delta_prefill_kernel.cuh",
-                    "prim::cp_async_wait<1>();\n      __syncthreads();",
-                    "prim::cp_async_wait<1>();",
+                    "if (thread == 0) shared.found = false;\n  __syncthreads();",
+                    "if (thread == 0) shared.found = false;",
                 ),
                 Bug(
-                    "delta_prefill_kernel.cuh",
-                    "widen_tile<Tile, T, kHeadDim>(kv, widened);\n        __syncthreads();",
-                    "widen_tile<Tile, T, kHeadDim>(kv, widened);",
+                    "delta_prefill.cuh",
+                    "  __syncthreads();\n  if (!shared.found) return false;",
+                    "  if (!shared.found) return false;",
                 ),
                 Bug(
                     "delta_prefill_kernel.cuh",
-                    "__syncthreads();  // everyone is done with this buffer before it is filled again",
+                    "__syncthreads();  // the tile is there, and everyone is done with the one before",
                     "",
+                ),
+                Bug(
+                    "delta_prefill_kernel.cuh",
+                    "rows.give_scores(sk, exchange);\n          __syncthreads();",
+                    "rows.give_scores(sk, exchange);",
+                ),
+                Bug(
+                    "delta_prefill_kernel.cuh",
+                    "widen_tile<Tile, T, kHeadDim>(kv, wide, thread);\n        __syncthreads();",
+                    "widen_tile<Tile, T, kHeadDim>(kv, wide, thread);",
+                ),
+                Bug(
+                    "delta_prefill_kernel.cuh",
+                    "__syncthreads();\n    if (threadIdx.x == 0) {\n      shared.is_last",
+                    "if (threadIdx.x == 0) {\n      shared.is_last",
                     "race",
                 ),
                 Bug(
                     "delta_prefill_kernel.cuh",
-                    "__syncthreads();\n    if (threadIdx.x == 0) {\n      is_last",
-                    "if (threadIdx.x == 0) {\n      is_last",
-                    "race",
-                ),
-                Bug(
-                    "delta_prefill_kernel.cuh",
-                    "__syncthreads();\n    if (is_last) combine",
-                    "if (is_last) combine",
+                    "__syncthreads();\n    if (shared.is_last) combine",
+                    "if (shared.is_last) combine",
                     "race",
                 ),
             ],
             "wait": [
-                Bug("delta_prefill_kernel.cuh", "prim::cp_async_wait<1>();", ""),
-                Bug("delta_prefill_kernel.cuh", "prim::cp_async_wait<1>();", "prim::cp_async_wait<2>();"),
-                Bug("delta_prefill_kernel.cuh", "prim::cp_async_wait<0>();", ""),
+                Bug("delta_prefill_kernel.cuh", "wait_for_copies(stages - 2);", ""),
+                Bug("delta_prefill_kernel.cuh", "wait_for_copies(stages - 2);", "wait_for_copies(stages - 1);"),
+                Bug("delta_prefill_kernel.cuh", "    wait_for_copies(stages - 1);\n", ""),
                 Bug(
                     "delta_prefill_kernel.cuh",
-                    "      prim::cp_async_commit();\n      prim::cp_async_wait",
-                    "      prim::cp_async_wait",
+                    "    prim::cp_async_commit();\n  }\n  const uint32_t sq",
+                    "  }\n  const uint32_t sq",
                 ),
             ],
             "fence": [
                 Bug(
                     "delta_prefill_kernel.cuh",
-                    "prim::atomic_add_acq_rel(launch.tickets + item.first_slot, 1)",
-                    "atomicAdd(launch.tickets + item.first_slot, 1u)",
+                    "prim::atomic_add_acq_rel(launch.tickets + item.first_item, 1)",
+                    "atomicAdd(launch.tickets + item.first_item, 1u)",
                     "race",
                 ),
             ],
             "init": [
-                Bug("delta_prefill.cu", "prim::zero_async(launch.tickets, size_t(launch.num_slots) * 4, s);", ";"),
-                Bug("delta_prefill_kernel.cuh", "float s[kKeys / 8][4] = {};", "float s[kKeys / 8][4] = {{1.f}};"),
+                Bug("delta_prefill.cu", "prim::zero_async(launch.tickets, size_t(plan.num_tickets) * 4, s);", ";"),
+                Bug("attention_rows.cuh", "sum[r][0] = sum[r][1] = 0.f;", "sum[r][0] = sum[r][1] = 1.f;"),
+                Bug(
+                    "attention_rows.cuh",
+                    "s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 0.f;",
+                    "s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 1.f;",
+                ),
             ],
             "mask": [
                 Bug(
                     "delta_prefill.cuh",
-                    "r.last = p.causal ? min(position, w.length - 1)",
-                    "r.last = p.causal ? min(position + 1, w.length - 1)",
+                    "last = p.causal ? min(position, w.length - 1)",
+                    "last = p.causal ? min(position + 1, w.length - 1)",
                 ),
                 Bug("delta_prefill.cuh", "max(position - p.window_left, 0)", "max(position - p.window_left + 1, 0)"),
                 Bug(
                     "delta_prefill.cuh",
-                    "const int j = key - (w.length - w.new_tokens);",
-                    "const int j = key - (w.length - w.new_tokens) - 1;",
+                    "const int j = key0 - (w.length - w.new_tokens),",
+                    "const int j = key0 - (w.length - w.new_tokens) - 1,",
                 ),
-                Bug("delta_prefill_kernel.cuh", "!all_there || key0 < open_first ||", "!all_there ||"),
+                Bug("delta_prefill_kernel.cuh", "key0 >= open_first && ", ""),
             ],
             "bounds": [
-                Bug("delta_prefill.cuh", "return in_range(block, p.cache.num_blocks) ? block : -1;", "return block;"),
-                Bug("delta_prefill.cuh", "key < item.key_begin || key >= item.key_end || ", ""),
+                Bug(
+                    "attention_tile.cuh",
+                    "const bool there = in_range(block, p.cache.num_blocks);",
+                    "const bool there = block >= 0;",
+                ),
+                Bug("attention_tile.cuh", "key < item.key_begin || key >= item.key_end || ", ""),
             ],
             "stride": [
-                Bug("delta_prefill.cuh", "item.b * p.block_table_stride", "item.b * p.max_blocks"),
-                Bug("delta_prefill.cuh", "item.kv_head * v.head_stride", "item.kv_head * k.head_stride"),
+                Bug("attention_tile.cuh", "item.b * launch.p.block_table_stride", "item.b * launch.p.max_blocks"),
+                Bug("attention_tile.cuh", "offset(p.v_cache)", "offset(p.k_cache)"),
                 Bug(
-                    "delta_prefill_kernel.cuh",
+                    "attention_parts.cuh",
                     "scale_of(p.v_scale, item.b, item.kv_head)",
                     "scale_of(p.v_scale, 0, item.kv_head)",
                 ),
-                Bug("delta_prefill_kernel.cuh", "p.lse[head * p.lse_head_stride", "p.lse[head * p.total_q", nth=1),
+                Bug("attention_parts.cuh", "p.lse[head * p.lse_head_stride", "p.lse[head * p.total_q"),
             ],
             "tail": [
                 Bug(
                     "delta_prefill.cuh", "min(prefix + last_token + 1, w.length)", "min(prefix + last_token, w.length)"
                 ),
                 Bug(
-                    "delta_prefill_kernel.cuh",
+                    "attention_parts.cuh",
                     "if (row >= item.num_rows) continue;",
                     "if (row > item.num_rows) continue;",
+                    nth=1,
                 ),
-                Bug("delta_prefill_kernel.cuh", "const bool there = row < item.num_rows;", "const bool there = true;"),
+                Bug("attention_tile.cuh", "const bool there = row < item.num_rows;", "const bool there = true;"),
             ],
             "align": [
                 Bug(
@@ -113,11 +126,7 @@ KERNELS = [
                 ),
             ],
             "order": [
-                Bug(
-                    "delta_prefill_kernel.cuh",
-                    "stages + (buffer ^ 1) * Tile::kStageBytes",
-                    "stages + buffer * Tile::kStageBytes",
-                ),
+                Bug("delta_prefill_kernel.cuh", "stage == 0 ? stages - 1 : stage - 1", "stage"),
             ],
         },
     ),
@@ -128,50 +137,30 @@ KERNELS = [
         bugs={
             "barrier": [
                 Bug(
-                    "delta_schedule_kernel.cuh",
-                    "if (thread == 0) total_work = 0;\n  __syncthreads();",
-                    "if (thread == 0) total_work = 0;",
-                    "race",
+                    "delta_schedule_kernel.cuh", "warp_sums[warp] = sum;\n  __syncthreads();", "warp_sums[warp] = sum;"
                 ),
-                Bug(
-                    "delta_schedule_kernel.cuh",
-                    "atomicAdd(&total_work, mine);\n  __syncthreads();",
-                    "atomicAdd(&total_work, mine);",
-                    "race",
-                ),
-                Bug(
-                    "delta_schedule_kernel.cuh",
-                    "whole_items[thread + 1] = whole;\n  __syncthreads();",
-                    "whole_items[thread + 1] = whole;",
-                ),
-                Bug(
-                    "delta_schedule_kernel.cuh",
-                    "  __syncthreads();\n  split = split_items[thread];",
-                    "  split = split_items[thread];",
-                    "race",
-                ),
+                Bug("delta_schedule_kernel.cuh", "__syncthreads();  // of the previous call", "", "race"),
             ],
             "init": [
-                Bug("delta_schedule_kernel.cuh", "if (thread == 0) total_work = 0;", "", "race"),
-                Bug("delta_schedule_kernel.cuh", "split_items[0] = whole_items[0] = 0;", "split_items[0] = 0;"),
+                Bug("delta_schedule_kernel.cuh", "  total = 0;\n", "  total = 1;\n"),
             ],
             "mask": [
                 Bug("delta_schedule.cuh", "(tiles + tiles_per_split - 1) / tiles_per_split", "tiles / tiles_per_split"),
                 Bug(
                     "delta_schedule.cuh",
-                    "w.tiles = (w.length + tile - 1) / tile - w.first_tile;",
-                    "w.tiles = w.length / tile - w.first_tile;",
+                    "w.tiles = (w.length + shape.tile - 1) / shape.tile - w.first_tile;",
+                    "w.tiles = w.length / shape.tile - w.first_tile;",
                 ),
             ],
             "stride": [
-                Bug("delta_schedule_kernel.cuh", "kScheduleEntry * b + 1", "kScheduleEntry * (b + 1) + 1"),
+                Bug(
+                    "delta_schedule_kernel.cuh",
+                    "kScheduleHeader + kCudaScheduleEntry * b;",
+                    "kScheduleHeader + kCudaScheduleEntry * (b + 1);",
+                ),
             ],
             "tail": [
-                Bug(
-                    "delta_schedule.cuh",
-                    "(int64_t(w.new_tokens) * group + kTileRows - 1) / kTileRows",
-                    "int64_t(w.new_tokens) * group / kTileRows",
-                ),
+                Bug("delta_schedule.cuh", "(rows + shape.tile_rows - 1) / shape.tile_rows", "rows / shape.tile_rows"),
                 Bug(
                     "delta_schedule_kernel.cuh",
                     "min(begin + per_thread, p.batch)",

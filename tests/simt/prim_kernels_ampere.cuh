@@ -193,6 +193,11 @@ inline void expect_load_streaming(const uint32_t* in, uint32_t* want) {
   for (int i = 0; i < 128; ++i) want[i] = in[(i / 4 ^ 21) * 4 + i % 4];
 }
 
+__global__ void opaque_kernel(const __grid_constant__ Words w) {
+  w.out[threadIdx.x] = uint32_t(prim::opaque<1>(int(w.in[prim::opaque(int(threadIdx.x))])));
+}
+inline void expect_opaque(const uint32_t* in, uint32_t* want) { std::memcpy(want, in, 64 * 4); }
+
 __global__ void exp2_kernel(const __grid_constant__ Words w) {
   w.out[threadIdx.x] = __float_as_uint(prim::exp2_approx(__uint_as_float(w.in[threadIdx.x])));
 }
@@ -238,6 +243,7 @@ inline std::vector<PrimCase> ampere_cases() {
        launch_with_flag<ticket_kernel, kTicketCtas, 1>, expect_ticket, 0},
       {"load_streaming", k80, 128, 128, fill_hash<128>, launch_words<load_streaming_kernel, 1, 32>,
        expect_load_streaming, 0},
+      {"opaque", k80, 64, 64, fill_hash<64>, launch_words<opaque_kernel, 1, 64>, expect_opaque, 0},
       {"exp2_approx", k80, 256, 256, fill_exp2, launch_words<exp2_kernel, 1, 256>, expect_exp2, 1e-6f},
   };
 }

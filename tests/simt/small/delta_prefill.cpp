@@ -1,13 +1,26 @@
 // delta_prefill and its schedule: four sequences, split and whole, every kind of mask, fp16 and fp8 caches
 // with NaN wherever nothing may be read.
 #include "delta_prefill.cu"
-#include "delta_prefill_f16.cu"
+#include "delta_prefill_kernel.cuh"
 #include "small.h"
 
 namespace skv {
 namespace cuda {
 template <>
-void launch_attention_of<__nv_bfloat16>(const AttentionLaunch&, int, cudaStream_t) {
+void launch_attention_of<__half, __half>(const AttentionLaunch& launch, int ctas, cudaStream_t stream) {
+  launch_attention<__half, __half, 64>(launch, ctas, stream);
+}
+template <>
+void launch_attention_of<__half, __nv_fp8_e4m3>(const AttentionLaunch& launch, int ctas,
+                                                cudaStream_t stream) {
+  launch_attention<__half, __nv_fp8_e4m3, 64>(launch, ctas, stream);
+}
+template <>
+void launch_attention_of<__nv_bfloat16, __nv_bfloat16>(const AttentionLaunch&, int, cudaStream_t) {
+  throw std::runtime_error("not in the small cases");
+}
+template <>
+void launch_attention_of<__nv_bfloat16, __nv_fp8_e4m3>(const AttentionLaunch&, int, cudaStream_t) {
   throw std::runtime_error("not in the small cases");
 }
 }  // namespace cuda
@@ -20,7 +33,8 @@ using small::Buffer;
 
 constexpr int kBatch = 4, kHeads = 4, kKvHeads = 2, kHeadDim = 64, kBlockSize = 16, kMaxBlocks = 17,
               kNumBlocks = 40;
-const int kNew[kBatch] = {5, 1, 0, 40}, kLength[kBatch] = {70, 135, 3, 260};
+int kNew[kBatch] = {5, 1, 0, 40};  // the last: as the case says
+const int kLength[kBatch] = {70, 135, 3, 260};
 constexpr int kTotal = 46;
 
 bool is_hole(int b, int key) { return b == 1 && key / kBlockSize == 3; }
@@ -28,10 +42,12 @@ bool is_hole(int b, int key) { return b == 1 && key / kBlockSize == 3; }
 struct Options {
   int num_splits, window_left, shift;
   bool causal, tree, extras;  // extras: softcap, sinks, scales
+  int last_new;               // at most 40: which way warps share the rows of the last sequence
 };
 
 template <class Cell>
 void prefill(DType cache_dtype, const Options& o) {
+  kNew[3] = o.last_new;
   constexpr int kHeadStride = kHeadDim + 8, kTokenStride = kHeads * kHeadStride;
   Buffer<__half> query(kTotal * kTokenStride + o.shift), out(kTotal * kTokenStride + o.shift);
   Buffer<float> lse(kHeads * (kTotal + 2)), sinks(4), scales(2 * kBatch * kKvHeads);
@@ -75,7 +91,7 @@ void prefill(DType cache_dtype, const Options& o) {
   p.block_table = table.data();
   p.block_table_stride = kMaxBlocks + 2;
   p.max_blocks = kMaxBlocks;
-  p.max_seqlen_q = 40;
+  p.max_seqlen_q = o.last_new;
   p.softmax_scale = 0.2f;
   p.causal = o.causal;
   p.window_left = o.window_left;
@@ -153,10 +169,10 @@ void prefill(DType cache_dtype, const Options& o) {
   }
 }
 
-void causal_split() { prefill<__half>(DType::kFloat16, {2, -1, 0, true, false, false}); }
-void automatic_window() { prefill<__half>(DType::kFloat16, {0, 100, 1, true, false, false}); }
-void tree_window() { prefill<__half>(DType::kFloat16, {1, 50, 0, true, true, true}); }
-void full_fp8() { prefill<__nv_fp8_e4m3>(DType::kFloat8E4M3, {3, -1, 0, false, false, true}); }
+void causal_split() { prefill<__half>(DType::kFloat16, {2, -1, 0, true, false, false, 40}); }
+void automatic_window() { prefill<__half>(DType::kFloat16, {0, 100, 1, true, false, false, 30}); }
+void tree_window() { prefill<__half>(DType::kFloat16, {1, 50, 0, true, true, true, 40}); }
+void full_fp8() { prefill<__nv_fp8_e4m3>(DType::kFloat8E4M3, {3, -1, 0, false, false, true, 30}); }
 
 }  // namespace
 
