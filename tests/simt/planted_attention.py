@@ -67,7 +67,6 @@ KERNELS = [
             ],
             "init": [
                 Bug("delta_prefill.cu", "prim::zero_async(launch.tickets, size_t(plan.num_tickets) * 4, s);", ";"),
-                Bug("attention_rows.cuh", "sum[r][0] = sum[r][1] = 0.f;", "sum[r][0] = sum[r][1] = 1.f;"),
                 Bug(
                     "attention_rows.cuh",
                     "s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 0.f;",
@@ -142,7 +141,7 @@ KERNELS = [
                 Bug("delta_schedule_kernel.cuh", "__syncthreads();  // of the previous call", "", "race"),
             ],
             "init": [
-                Bug("delta_schedule_kernel.cuh", "  total = 0;\n", "  total = 1;\n"),
+                Bug("delta_schedule.cuh", "SequenceWork w{};", "SequenceWork w{};\n  w.first_tile = 1;"),
             ],
             "mask": [
                 Bug("delta_schedule.cuh", "(tiles + tiles_per_split - 1) / tiles_per_split", "tiles / tiles_per_split"),

@@ -170,8 +170,8 @@ void prefill(DType cache_dtype, const Options& o) {
 }
 
 void causal_split() { prefill<__half>(DType::kFloat16, {2, -1, 0, true, false, false, 40}); }
-void automatic_window() { prefill<__half>(DType::kFloat16, {0, 100, 1, true, false, false, 30}); }
-void tree_window() { prefill<__half>(DType::kFloat16, {1, 50, 0, true, true, true, 40}); }
+void automatic_window() { prefill<__half>(DType::kFloat16, {0, 100, 1, true, false, false, 40}); }
+void tree_window() { prefill<__half>(DType::kFloat16, {1, 50, 0, true, true, true, 30}); }
 void full_fp8() { prefill<__nv_fp8_e4m3>(DType::kFloat8E4M3, {3, -1, 0, false, false, true, 30}); }
 
 }  // namespace
