@@ -95,7 +95,9 @@ inline uint32_t atomic_add_acq_rel(uint32_t* p, uint32_t v, SIMT_LOC) {
 }
 inline uint4 load_streaming(const uint4* p) { return *p; }
 template <int kPlace = 0>
-inline int opaque(int x) { return x; }
+inline int opaque(int x) {
+  return x;
+}
 inline float exp2_approx(float x) { return std::exp2(x); }
 
 }  // namespace prim
