@@ -13,9 +13,8 @@
 //   load_acquire(p), store_release(p, v), atomic_add_acq_rel(p, v)   device scope
 //   load_streaming(p)                  16 bytes that nobody reads again, past L1
 //   exp2_approx(x)
-//   opaque<place>(x)                   x, which the compiler knows nothing of: what depends on it is not
-//   computed
-//                                      ahead; places of their own are not merged
+//   opaque<place>(x)                   x, of which the compiler knows nothing: what follows from it is
+//                                      not computed ahead, and different places are not merged
 //
 // prim_hopper.cuh has those of sm_90.
 //
