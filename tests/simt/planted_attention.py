@@ -14,7 +14,6 @@ KERNELS = [
                     "if (thread == 0) shared.found = false;\n  __syncthreads();",
                     "if (thread == 0) shared.found = false;",
                 ),
-                Bug("delta_prefill.cuh", "  __syncthreads();\n  return true;", "  return true;"),
                 Bug(
                     "delta_prefill_kernel.cuh",
                     "__syncthreads();  // the tile is there, and everyone is done with the one before",
