@@ -132,6 +132,15 @@ def test_any_split_of_a_conversation_gives_the_same_bits(name, dtype, folder):
     assert seen.compared > 150 and sum(drafted) > 50
 
 
+@pytest.fixture
+def two_threads():
+    """Attention splits a long context where there are more threads than rows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def two_ways(folder, dtype, **options):
     """One conversation past the first split, from the cache and from nothing; what was met twice and what differed."""
     seen = Seen()
@@ -147,7 +156,7 @@ def two_ways(folder, dtype, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_attention_that_splits_by_the_batch_would_be_noticed(dtype, folder):
+def test_attention_that_splits_by_the_batch_would_be_noticed(dtype, folder, two_threads):
     seen = two_ways(folder, dtype)
     assert seen.compared > 10 and not seen.different
     assert two_ways(folder, dtype, deterministic=False).different

@@ -300,13 +300,17 @@ def plot(out: Path) -> None:
 
 
 def _work(rank: int, args: argparse.Namespace, workers: int) -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(max(1, args.threads // workers))
-    if workers > 1:
-        dist.init_process_group("gloo", store=dist.FileStore(str(args.out / "workers"), workers), rank=rank,
-                                world_size=workers)  # fmt: skip
-    Trainer(args, rank, workers).run()
-    if workers > 1:
-        dist.destroy_process_group()
+    try:
+        if workers > 1:
+            dist.init_process_group("gloo", store=dist.FileStore(str(args.out / "workers"), workers), rank=rank,
+                                    world_size=workers)  # fmt: skip
+        Trainer(args, rank, workers).run()
+        if workers > 1:
+            dist.destroy_process_group()
+    finally:
+        torch.set_num_threads(before)  # a single worker runs in the caller's own process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
