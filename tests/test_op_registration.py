@@ -171,7 +171,7 @@ def test_each_instruction_set(isa):
     env = os.environ | {"STATEFUL_KV_CPU_ISA": isa, "STATEFUL_KV_TEST_BACKENDS": "cpu"}
     files = sorted({str(f) for stem in (*CALLS, "op_errors") for f in TESTS.glob(f"test_{stem}*.py")})
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "each_isa", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1200)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 200, done.stdout[-500:]
 

@@ -37,5 +37,5 @@ def test_ops_on_the_emulator(kind, seed):
         env |= {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
     files = sorted({str(f) for op in OPS for f in TESTS.glob(f"test_{op}*.py")})
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "simt", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1500)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
