@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
     cost += int64_t(w.row_tiles) * w.tiles * heads * cost_of(w);
   }
   exclusive_sum(cost, total_cost);
-  const int share = int(min((total_cost + launch.workers - 1) / launch.workers, int64_t(1) << 28));
+  const int share = (int(min(total_cost, int64_t(1) << 30)) + launch.workers - 1) / launch.workers;
   const auto tiles_per_split = [&](const SequenceWork& w) {
     if (w.tiles == 0) return 1;
     if (p.num_splits > 0) return (w.tiles + p.num_splits - 1) / p.num_splits;
@@ -89,7 +89,9 @@ __global__ void __launch_bounds__(kScheduleThreads)
   for (int64_t b = begin; b < end; ++b) {
     const SequenceWork w = work_of(b);
     const int splits = w.splits(settle(w, rows));
-    (splits > 1 ? split : whole) += int64_t(w.row_tiles) * splits * heads;
+    const int64_t items = int64_t(w.row_tiles) * splits * heads;
+    split += splits > 1 ? items : 0;
+    whole += splits > 1 ? 0 : items;
   }
   split = exclusive_sum(split, total_split);
   whole = total_split + exclusive_sum(whole, total_whole);
@@ -99,13 +101,13 @@ __global__ void __launch_bounds__(kScheduleThreads)
     const int64_t row = rows;
     const int per_split = settle(w, rows), splits = w.splits(per_split);
     const int64_t items = int64_t(w.row_tiles) * splits * heads;
-    int64_t& next = splits > 1 ? split : whole;
     int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
-    entry[kEntryFirstItem] = int32_t(next);
+    entry[kEntryFirstItem] = int32_t(splits > 1 ? split : whole);
     entry[kEntryItems] = int32_t(items);
     entry[kEntryTilesPerSplit] = per_split;
     entry[kEntryFirstPartRow] = int32_t(splits > 1 ? row : 0);
-    next += items;
+    split += splits > 1 ? items : 0;
+    whole += splits > 1 ? 0 : items;
   }
   if (thread == 0) {
     for (int i = 0; i < kScheduleHeader; ++i) p.schedule[i] = 0;
