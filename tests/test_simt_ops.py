@@ -32,9 +32,13 @@ def test_ops_on_the_emulator(kind, seed):
         "STATEFUL_KV_TEST_BACKENDS": "simt",
         "SIMT_SEED": str(seed),
     }
-    if kind == "asan":  # the sanitizer has to be in the process before Python is
-        runtime = subprocess.check_output(["g++", "-print-file-name=libasan.so"], text=True).strip()
-        env |= {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    if kind == "asan":
+        # The sanitizer has to be in the process before Python is, and with it what throws: ops refuse by exceptions.
+        libraries = [
+            subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
+            for name in ("libasan.so", "libstdc++.so")
+        ]
+        env |= {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
     files = sorted({str(f) for op in OPS for f in TESTS.glob(f"test_{op}*.py")})
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "simt", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1500)
