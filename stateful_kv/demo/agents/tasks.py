@@ -52,11 +52,11 @@ class Talk:
         self.messages.append(Message("assistant", text))
 
     def call(self, name: str, **arguments: Any) -> Any:
-        """The call, its result as a message, and the result: parsed where it is JSON."""
+        """The call, its result as a message, and the result: parsed where it is one JSON object."""
         call = Call(name, arguments)
         result = self.world.execute(call)
         self.messages += [Message.of_call(call), Message("tool", result)]
-        if not result.startswith("{"):
+        if not result.startswith("{") or "\n" in result:  # text, or several lines of JSON
             return result
         parsed = json.loads(result)
         if "error" in parsed:

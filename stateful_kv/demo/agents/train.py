@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,15 @@ class Data:
         return tuple(torch.tensor(part, dtype=t).to(device) for part, t in zip(zip(*rows), dtypes))
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16; a processor that does not takes twenty times as long as in float32."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def orthogonalised(gradient: Tensor) -> Tensor:
     """Newton-Schulz iteration towards U V^T of each matrix [..., rows, columns] (Muon)."""
     x = gradient / (gradient.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    x = x.bfloat16()
+    x = x.bfloat16() if has_bfloat16(x.device) else x
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     for _ in range(5):
@@ -105,9 +111,10 @@ def orthogonalised(gradient: Tensor) -> Tensor:
 
 
 class Optimizer:
-    """Muon for the layers' matrices, AdamW for the rest."""
+    """Muon for the layers' matrices, AdamW for the rest. Workers share the matrices out; `total` sums over workers."""
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, rank: int, workers: int, total: Callable[[Tensor], Tensor]):
+        self.rank, self.workers, self.total = rank, workers, total
         matrices = [p for block in network.blocks for p in block.parameters() if p.ndim == 2]
         self.groups: dict[tuple[int, ...], list[Tensor]] = {}
         for p in matrices:
@@ -122,12 +129,21 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, scale: float) -> None:
+        updates = {}
         for shape, parameters in self.groups.items():
             gradient = torch.stack([p.grad for p in parameters])
             momentum = self.momenta[shape].mul_(_MOMENTUM).add_(gradient)
-            update = orthogonalised(gradient.add_(momentum, alpha=_MOMENTUM))
+            gradient.add_(momentum, alpha=_MOMENTUM)
+            own = slice(self.rank, None, self.workers)
+            updates[shape] = torch.zeros_like(gradient)
+            updates[shape][own] = orthogonalised(gradient[own])
+        if self.workers > 1:
+            flat = self.total(torch.cat([update.flatten() for update in updates.values()]))
+            parts = flat.split([update.numel() for update in updates.values()])
+            updates = {shape: part.view_as(update) for (shape, update), part in zip(updates.items(), parts)}
+        for shape, parameters in self.groups.items():
             rate = _MUON_RATE * scale * max(1.0, shape[0] / shape[1]) ** 0.5
-            for p, change, factor in zip(parameters, update, self.rates[shape]):
+            for p, change, factor in zip(parameters, updates[shape], self.rates[shape]):
                 p.add_(change, alpha=-rate * factor)
         for group in self.adam.param_groups:
             group["lr"] = _ADAM_RATE * scale
@@ -158,7 +174,7 @@ class Trainer:
         self.network = Network(Shape(self.text.tokenizer.get_vocab_size()))
         self.network.begin(self.text.tokenizer, args.seed)
         self.network.to(self.device)
-        self.optimizer = Optimizer(self.network)
+        self.optimizer = Optimizer(self.network, rank, workers, self.sum_over_workers)
         self.done = {"step": 0, "tokens": 0, "seconds": 0.0, "log": []}
         self.progress = 0.0
         if self.state_file.exists():
@@ -181,7 +197,7 @@ class Trainer:
     def losses(self, ids: Tensor, weights: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per predicted token: loss, weight, whether it was predicted right."""
         chosen = weights > 0
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=has_bfloat16(self.device)):
             logits = self.network(ids[:, :-1], positions, chosen)
         target = ids[:, 1:][chosen]
         return F.cross_entropy(logits.float(), target, reduction="none"), weights[chosen], logits.argmax(-1) == target
