@@ -153,6 +153,28 @@ def decode() -> str:
     )
 
 
+def embedded() -> str:
+    result = load("evaluate")
+    done = json.loads((ROOT / "stateful_kv" / "demo" / "model" / "training.json").read_text())
+    rows = []
+    for name, figures in result["figures"].items():
+        shares = [figures[key] for key in ("valid", "right tool", "exact", "ids right", "values right", "paths right")]
+        steps = [figures[f"tokens per step, {kind}"] for kind in ("calls", "texts")]
+        rows.append(
+            [name, str(figures["conversations"]), str(figures["calls"])]
+            + [f"{share:.1%}" for share in [*shares, figures["text exact"]]]
+            + [f"{step:.2f}" for step in steps]
+        )
+    heads = ["conversations", "number", "calls", "valid", "right tool", "exact", "ids right", "values right"]
+    heads += ["paths right", "texts exact", "tokens a step, calls", "texts"]
+    m = result["machine"]
+    where = f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, {m['date'][:10]}, `results/cpu/evaluate.json`"
+    return (
+        "The embedded model on held-out conversations (`python -m stateful_kv evaluate`), greedy, with prompt lookup; "
+        f"trained on {done['tokens'] / 1e6:.1f}M tokens ({where}):\n\n{table(heads, rows)}"
+    )
+
+
 def section() -> str:
     parts = [
         "## Figures",
@@ -165,6 +187,7 @@ def section() -> str:
         linears(),
         decode(),
         attention(),
+        embedded(),
     ]
     return "\n\n".join(parts)
 

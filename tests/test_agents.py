@@ -70,6 +70,14 @@ def test_every_task_can_be_done_and_ends_with_an_answer(task):
     assert failed <= 5
 
 
+def test_a_text_that_stands_in_two_files_is_found_in_both():
+    talk = Talk(random.Random(0), World(3))
+    talk.world.files |= {"a/b.py": "def twice(x):", "a/c.py": "twice(1)"}
+    lines = talk.call("find_text", text="twice").splitlines()
+    assert [json.loads(line)["path"] for line in lines] == ["a/b.py", "a/c.py"]
+    assert talk.call("find_text", text="def twice(")["path"] == "a/b.py"
+
+
 def test_calls_change_their_own_world_only():
     first, second = World(3), World(3)
     order, row = next(iter(first.orders.items()))

@@ -1,6 +1,7 @@
 """A checkpoint that `train` writes: its files, transformers as the oracle of its answers, evaluation, the demo on it.
 
-The checkpoint is the training's beginning, before the first step: everything but the quality of the answers is there.
+Two of them: the one that the package ships, and the training's beginning, before the first step, which says nothing
+sensible: everything has to go on with that too.
 """
 
 import json
@@ -16,11 +17,12 @@ from stateful_kv.demo.agents.episodes import HELD_OUT, Mix, episode
 from stateful_kv.demo.agents.network import Network, Shape, save_checkpoint
 from stateful_kv.demo.agents.world import SCHEMAS
 from stateful_kv.demo.calls import parse_call
+from stateful_kv.demo.checkpoint import EMBEDDED
 from stateful_kv.demo.text import ChatText
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def beginning(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     chat.train_tokenizer((episode(seed, Mix(share_of_all=0.05)) for seed in range(300)), folder / "tokenizer.json")
     tokenizer = ChatText(folder / "tokenizer.json").tokenizer
@@ -29,6 +31,11 @@ def directory(tmp_path_factory):
     save_checkpoint(network, folder, folder / "tokenizer.json")
     (folder / "training.json").write_text("{}")
     return folder
+
+
+@pytest.fixture(scope="module", params=["shipped", "beginning"])
+def directory(request, beginning):
+    return EMBEDDED if request.param == "shipped" else beginning
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +101,17 @@ def test_a_perfect_and_a_silent_model_are_scored_as_such(text):
         assert bool(scores.errors) is not perfect
 
 
-def test_the_evaluation_command_writes_its_figures(directory, tmp_path, capsys):
+def test_the_evaluation_command_writes_its_figures(tmp_path, capsys):
     path = tmp_path / "figures.json"
-    assert main(["evaluate", "--model", str(directory), "--episodes", "2", "--errors", "1", "--json", str(path)]) == 0
-    figures = json.loads(path.read_text())
+    assert main(["evaluate", "--model", str(EMBEDDED), "--episodes", "2", "--errors", "1", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())["figures"]
     assert set(figures) == set(evaluate.MIXES) and figures["usual"]["calls"] > 0
     assert "right tool" in capsys.readouterr().out
 
 
-def test_the_demo_goes_on_whatever_the_model_says(directory, tmp_path, capsys):
+def test_the_demo_goes_on_whatever_the_model_says(beginning, tmp_path, capsys):
     path = tmp_path / "figures.json"
-    argv = ["demo", "--model", str(directory), "--turns", "3", "--max-tokens", "24", "--json", str(path)]
+    argv = ["demo", "--model", str(beginning), "--turns", "3", "--max-tokens", "24", "--json", str(path)]
     assert main(argv) == 0
     figures = json.loads(path.read_text())
     summary, turns = figures["summary"], figures["turns"]
@@ -115,3 +122,23 @@ def test_the_demo_goes_on_whatever_the_model_says(directory, tmp_path, capsys):
         if turn["call"]:
             assert parse_call(f"<tool_call>{json.dumps(turn['call'])}</tool_call>", SCHEMAS)
     assert "requests         0 of" in capsys.readouterr().out
+
+
+def test_the_shipped_model_calls_tools_as_it_should():
+    """What README says of all held-out conversations, on the first of them; few calls, so a little room."""
+    figures, _ = evaluate.run(EMBEDDED, 16, "float32")
+    for part in figures.values():
+        assert part["valid"] >= 0.98 and part["right tool"] >= 0.95 and part["exact"] >= 0.75
+        assert part["tokens per step, calls"] >= 1.8
+
+
+def test_the_demo_is_its_own(tmp_path):
+    path = tmp_path / "figures.json"
+    assert main(["demo", "--turns", "5", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    summary, turns = figures["summary"], figures["turns"]
+    assert figures["options"]["model"] == "embedded" and summary["failures"] == [] and summary["forks"] == 3
+    assert 0 < summary["fed_share_from_turn_2"] <= 0.15
+    assert summary["turns_equal"] == summary["turns"] == len(turns)
+    called = [turn for turn in turns if turn["call"]]
+    assert len(called) >= 0.5 * len(turns)

@@ -18,6 +18,8 @@ from typing import Any
 import stateful_kv as skv
 
 from ..calls import OPEN, Call, CallError, parse_call
+from ..checkpoint import EMBEDDED
+from ..report import machine
 from ..text import ChatText
 from . import chat
 from .episodes import HELD_OUT, Conversation, Mix, episode
@@ -190,7 +192,7 @@ def report(figures: dict[str, Any]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="a checkpoint that `train` has written"
+        "--model", type=Path, default=EMBEDDED, metavar="DIR", help="one that `train` has written (the package's own)"
     )
     parser.add_argument("--episodes", type=int, default=240, metavar="N", help="held-out conversations (240)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -206,5 +208,8 @@ def main(args: argparse.Namespace) -> int:
         for error in scores[name].errors[: args.errors]:
             print(f"    expected  {error['expected']!r}\n    generated {error['generated']!r}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        model = "embedded" if args.model == EMBEDDED else str(args.model)
+        options = {"model": model, "dtype": args.dtype, "device": args.device}
+        values = {"machine": machine(), "options": options, "figures": figures}
+        args.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return 0

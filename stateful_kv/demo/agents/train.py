@@ -332,7 +332,7 @@ def _work(rank: int, args: argparse.Namespace, workers: int) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint and state to go on from")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--tokens", type=float, default=20e6, metavar="N", help="length of the training (20e6)")
+    parser.add_argument("--tokens", type=float, default=5e6, metavar="N", help="length of the training (5e6)")
     parser.add_argument("--minutes", type=float, metavar="M", help="length of the training in minutes instead")
     parser.add_argument("--steps", type=int, metavar="N", help="stop after N steps; the next run goes on")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="on the CPU: one worker each")
