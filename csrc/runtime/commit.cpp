@@ -12,19 +12,22 @@ std::vector<Event> Runtime::commit(double seconds) {
   step_planned_ = false;
   ++num_steps_;
   std::vector<Event> events;
-  const std::vector<Request*> order = running_;  // finished requests leave it
+  events.reserve(running_.size());
   int64_t num_rows = 0, num_seqs = 0, num_tokens = 0;
   bool only_decodes = true;
-  for (Request* request : order) {
-    if (request->step.num_tokens == 0) continue;
-    const Step& step = request->step;
-    const bool generates = step.num_logits > 0;
+  for (size_t i = 0; i < running_.size();) {
+    const Step step = running_[i]->step;
+    if (step.num_tokens == 0) {
+      ++i;
+      continue;
+    }
     only_decodes = only_decodes && step.num_logits == step.num_tokens;
     num_rows += step.num_tokens;
     ++num_seqs;
-    Event event = commit_request(*request);
+    Event event = commit_request(*running_[i]);
     num_tokens += static_cast<int64_t>(event.tokens.size());
-    if (generates) events.push_back(std::move(event));
+    if (event.finish_reason == FinishReason::kNone) ++i;  // a finished request has left
+    if (step.num_logits > 0) events.push_back(std::move(event));
   }
   if (only_decodes) draft_length_.measure(seconds, num_rows, num_seqs, num_tokens);
   return events;
@@ -61,6 +64,7 @@ Event Runtime::commit_request(Request& request) {
     const int32_t* out = buffers_.out_tokens + request.row * sizes_.max_rows_per_seq;
     const int32_t num = buffers_.out_num_tokens[request.row];
     const auto& stops = request.params.stop_token_ids;
+    event.tokens.reserve(num);
     for (int32_t i = 0; i < num && event.finish_reason == FinishReason::kNone; ++i) {
       event.tokens.push_back(out[i]);
       seq.tokens.push_back(out[i]);

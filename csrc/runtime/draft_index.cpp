@@ -1,36 +1,24 @@
 // Draft index; contract in draft_index.h.
 #include "draft_index.h"
 
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+
+#include "huge_pages.h"
 
 namespace skv {
 namespace {
 
 constexpr int64_t kNone = -1;
-constexpr int kGroup = 32;  // positions whose cache misses are overlapped by prefetching
+constexpr int kGroup = 64;  // positions whose cache misses are overlapped by prefetching
 
 // Hash of the n-gram that ends at a token, built from its last token backwards so that every n shares the
-// work.
+// work. Slots are picked by its upper bits.
+constexpr uint64_t kEmptyHash = 0xD1B54A32D192ED03ull;
 inline uint64_t hash_step(uint64_t hash, int32_t token) {
-  return (hash ^ static_cast<uint32_t>(token)) * 0x9E3779B97F4A7C15ull + 0xD1B54A32D192ED03ull;
-}
-
-inline uint64_t hash_finish(uint64_t hash) {
-  hash ^= hash >> 32;
-  hash *= 0xD6E8FEB86659FD93ull;
-  return hash ^ (hash >> 29);
-}
-
-inline uint64_t hash_ngram(const int32_t* history, int64_t position, int n) {
-  uint64_t hash = 0;
-  for (int i = 0; i < n; ++i) hash = hash_step(hash, history[position - i]);
-  return hash_finish(hash);
+  hash = (hash ^ static_cast<uint32_t>(token)) * 0x9E3779B97F4A7C15ull;
+  return hash ^ (hash >> 32);
 }
 
 inline bool same_ngram(const int32_t* history, int64_t a, int64_t b, int n) {
@@ -42,102 +30,30 @@ inline bool same_ngram(const int32_t* history, int64_t a, int64_t b, int n) {
 
 }  // namespace
 
-// n-grams of one length that end inside one layer. What a hash does not tell apart shares a slot and its
-// chain of links. A bucket is a cache line, searched without a branch; one that is full goes on in the next.
-struct DraftIndex::Table {
-  static constexpr int kSlots = 8;
-  struct alignas(64) Bucket {
-    uint32_t tag[kSlots] = {};  // 0: empty; the others follow
-    int32_t latest[kSlots] = {kNone, kNone, kNone, kNone, kNone, kNone, kNone, kNone};  // where it last ended
-  };
-  struct Slot {
-    Bucket* bucket;
-    int i;
-    int32_t& latest() const { return bucket->latest[i]; }
-  };
-  std::vector<Bucket> buckets = std::vector<Bucket>(4);
-  int64_t count = 0;
-  std::vector<int32_t> link;  // link[p - begin]: the position before p in its chain, or kNone
-
-  static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash) | 1; }
-  Bucket* home(uint64_t hash) { return &buckets[(hash >> 32) & (buckets.size() - 1)]; }
-
-  // The n-gram's slot, or the empty one where it belongs.
-  Slot find(uint64_t hash) {
-    for (Bucket* bucket = home(hash);;) {
-      const unsigned slots = slots_with(*bucket, tag_of(hash));
-      if (slots) return {bucket, __builtin_ctz(slots)};
-      if (++bucket == buckets.data() + buckets.size()) bucket = buckets.data();
-    }
-  }
-
-  // Slots with this tag, else the empty ones: lowest bits first, as many as there are.
-  static unsigned slots_with(const Bucket& bucket, uint32_t tag) {
-    unsigned same = 0, empty = 0;
-#ifdef __SSE2__
-    const auto* tags = reinterpret_cast<const __m128i*>(bucket.tag);
-    auto equal = [&](uint32_t value) {
-      const __m128i wanted = _mm_set1_epi32(static_cast<int>(value));
-      const __m128i low = _mm_cmpeq_epi32(tags[0], wanted), high = _mm_cmpeq_epi32(tags[1], wanted);
-      return static_cast<unsigned>(_mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(low, high), low))) &
-             0xFF;
-    };
-    same = equal(tag), empty = equal(0);
-#else
-    for (int i = 0; i < kSlots; ++i) {
-      same |= static_cast<unsigned>(bucket.tag[i] == tag) << i;
-      empty |= static_cast<unsigned>(bucket.tag[i] == 0) << i;
-    }
-#endif
-    return same ? same : empty;
-  }
-
-  void insert(uint64_t hash, int64_t begin, int32_t position) {
-    const Slot slot = find(hash);
-    const int32_t before = slot.latest();
-    link[position - begin] = before;
-    count += before < 0;
-    slot.bucket->tag[slot.i] = tag_of(hash);
-    slot.latest() = position;
-  }
-
-  // Undoes the latest insert of all: nothing came in since, so emptying a slot breaks no probe sequence.
-  void remove(uint64_t hash, int64_t begin, int32_t position) {
-    const Slot slot = find(hash);
-    const int32_t before = link[position - begin];
-    slot.latest() = before;
-    if (before >= 0) return;
-    slot.bucket->tag[slot.i] = 0;
-    --count;
-  }
-};
-
+// n-grams that end at positions [begin, end). Per n a table of slots, as many as positions or more: the hash
+// picks the slot that holds the latest position of such a hash, and links lead from each position to the one
+// before it. What shares a slot shares the chain: n-grams are told apart by their tokens, and a walk meets on
+// average one position of others, or less.
 struct DraftIndex::Layer {
+  using Slots = std::vector<int32_t, HugePageAllocator<int32_t>>;
+
   int64_t begin = 0;
   int64_t end = 0;
-  std::vector<Table> tables;  // one per n, min_ngram first
-};
+  int num_orders;  // values of n
+  int log2_slots;
+  Slots slots;                 // [num_orders][1 << log2_slots] positions, or kNone
+  std::vector<int32_t> links;  // [end - begin][num_orders] positions, or kNone
 
-namespace {
-
-// Hashes of the n-grams that end at `size` positions from `begin` on.
-struct Hashes {
-  uint64_t of[DraftIndex::kMaxNgram]
-             [kGroup];  // [n - 1][position - begin]; where history is too short, arbitrary
-
-  Hashes(const int32_t* history, int64_t begin, int size, int max_ngram) {
-    uint64_t hash[kGroup] = {};
-    for (int n = 1; n <= max_ngram; ++n) {
-      const int skip = static_cast<int>(std::clamp<int64_t>(n - 1 - begin, 0, size));
-      for (int i = skip; i < size; ++i) {
-        hash[i] = hash_step(hash[i], history[begin + i - n + 1]);
-        of[n - 1][i] = hash_finish(hash[i]);
-      }
-    }
+  Layer(int64_t begin, int num_orders) : begin(begin), end(begin), num_orders(num_orders) { empty_slots(6); }
+  void empty_slots(int log2) {
+    Slots(static_cast<size_t>(num_orders) << log2, kNone).swap(slots);
+    log2_slots = log2;
   }
+  int32_t* slot(int order, uint64_t hash) {
+    return &slots[(static_cast<size_t>(order) << log2_slots) + (hash >> (64 - log2_slots))];
+  }
+  int32_t* links_of(int64_t position) { return &links[(position - begin) * num_orders]; }
 };
-
-}  // namespace
 
 DraftIndex::DraftIndex(int max_ngram, int min_ngram) : max_ngram_(max_ngram), min_ngram_(min_ngram) {
   if (min_ngram < 1 || max_ngram < min_ngram || max_ngram > kMaxNgram) {
@@ -172,75 +88,66 @@ DraftIndex::Layer& DraftIndex::writable_layer(const int32_t* history) {
     begin = views_.back().layer->begin;
     views_.pop_back();
   }
-  auto layer = std::make_shared<Layer>();
-  layer->begin = layer->end = begin;
-  layer->tables.resize(max_ngram_ - min_ngram_ + 1);
+  auto layer = std::make_shared<Layer>(begin, max_ngram_ - min_ngram_ + 1);
   add(*layer, history, begin, length_);
   views_.push_back({std::move(layer), length_});
   return *views_.back().layer;
 }
 
-// Room for `more` positions, once for all that comes instead of doubling on the way.
-void DraftIndex::reserve(Layer& layer, const int32_t* history, int64_t more) const {
-  const int64_t size = layer.end - layer.begin;
-  for (int n = min_ngram_; n <= max_ngram_; ++n) {
-    Table& table = layer.tables[n - min_ngram_];
-    table.link.resize(size + more, kNone);
-    size_t num_buckets = table.buckets.size();
-    while ((table.count + more) * 8 > static_cast<int64_t>(num_buckets) * Table::kSlots * 5) num_buckets *= 2;
-    if (num_buckets == table.buckets.size()) continue;
-    table.buckets.assign(num_buckets, Table::Bucket{});
-    table.count = 0;
-    for (int64_t group = std::max<int64_t>(layer.begin, n - 1); group < layer.end; group += kGroup) {
-      const int64_t end = std::min(layer.end, group + kGroup);
-      uint64_t hashes[kGroup];
-      for (int64_t p = group; p < end; ++p) {
-        hashes[p - group] = hash_ngram(history, p, n);
-        __builtin_prefetch(table.home(hashes[p - group]), 1);
-      }
-      for (int64_t p = group; p < end; ++p) {
-        table.insert(hashes[p - group], layer.begin, static_cast<int32_t>(p));
-      }
+// Calls fn(order, first, size, slots) for each n: slots[i] belongs to the n-gram that ends at begin + i, for
+// first <= i < size, where history is long enough. All are on their way to the cache.
+template <class Fn>
+void DraftIndex::with_slots(Layer& layer, const int32_t* history, int64_t begin, int64_t end, Fn fn) const {
+  const int size = static_cast<int>(end - begin);
+  int32_t* slots[kMaxNgram][kGroup];
+  uint64_t hashes[kGroup];
+  std::fill_n(hashes, size, kEmptyHash);
+  for (int n = 1; n <= max_ngram_; ++n) {
+    for (int i = static_cast<int>(std::clamp<int64_t>(n - 1 - begin, 0, size)); i < size; ++i) {
+      hashes[i] = hash_step(hashes[i], history[begin + i - n + 1]);
+      if (n < min_ngram_) continue;
+      slots[n - min_ngram_][i] = layer.slot(n - min_ngram_, hashes[i]);
+      __builtin_prefetch(slots[n - min_ngram_][i], 1);
     }
   }
-}
-
-// Calls fn(table, n, hashes of n) for a group of positions, with all of their slots on the way to the cache.
-template <class Fn>
-void DraftIndex::with_slots(Layer& layer, const int32_t* history, int64_t begin, int size, Fn fn) const {
-  const Hashes hashes(history, begin, size, max_ngram_);
   for (int n = min_ngram_; n <= max_ngram_; ++n) {
-    Table& table = layer.tables[n - min_ngram_];
-    for (int i = 0; i < size; ++i) __builtin_prefetch(table.home(hashes.of[n - 1][i]), 1);
+    const int first = static_cast<int>(std::clamp<int64_t>(n - 1 - begin, 0, size));
+    fn(n - min_ngram_, first, size, slots[n - min_ngram_]);
   }
-  for (int n = min_ngram_; n <= max_ngram_; ++n) fn(layer.tables[n - min_ngram_], n, hashes.of[n - 1]);
 }
 
 void DraftIndex::add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const {
-  reserve(layer, history, end - begin);
+  layer.links.resize((end - layer.begin) * layer.num_orders, kNone);
+  int log2_slots = layer.log2_slots;
+  while (end - layer.begin > int64_t{1} << log2_slots) ++log2_slots;
+  if (log2_slots > layer.log2_slots) {
+    layer.empty_slots(log2_slots);
+    begin = layer.begin;  // everything moves
+  }
   for (int64_t group = begin; group < end; group += kGroup) {
-    const int size = static_cast<int>(std::min<int64_t>(kGroup, end - group));
-    with_slots(layer, history, group, size, [&](Table& table, int n, const uint64_t* hashes) {
-      for (int i = static_cast<int>(std::max<int64_t>(0, n - 1 - group)); i < size; ++i) {
-        table.insert(hashes[i], layer.begin, static_cast<int32_t>(group + i));
-      }
-    });
+    with_slots(layer, history, group, std::min(end, group + kGroup),
+               [&](int order, int first, int size, int32_t* const* slots) {
+                 int32_t* links = layer.links_of(group) + order;
+                 for (int i = first; i < size; ++i) {
+                   links[i * layer.num_orders] = *slots[i];
+                   *slots[i] = static_cast<int32_t>(group + i);
+                 }
+               });
   }
   layer.end = end;
 }
 
+// Undoes the latest additions, last one first.
 void DraftIndex::cut(Layer& layer, const int32_t* history, int64_t limit) const {
   while (layer.end > limit) {
     const int64_t group = std::max(limit, layer.end - kGroup);
-    const int size = static_cast<int>(layer.end - group);
-    with_slots(layer, history, group, size, [&](Table& table, int n, const uint64_t* hashes) {
-      for (int i = size - 1; i >= 0 && group + i >= n - 1; --i) {
-        table.remove(hashes[i], layer.begin, static_cast<int32_t>(group + i));
-      }
-      table.link.resize(group - layer.begin);
+    with_slots(layer, history, group, layer.end, [&](int order, int first, int size, int32_t* const* slots) {
+      const int32_t* links = layer.links_of(group) + order;
+      for (int i = size - 1; i >= first; --i) *slots[i] = links[i * layer.num_orders];
     });
     layer.end = group;
   }
+  layer.links.resize((limit - layer.begin) * layer.num_orders);
 }
 
 void DraftIndex::truncate(const int32_t* history, int64_t length) {
@@ -267,28 +174,20 @@ void DraftIndex::truncate(const int32_t* history, int64_t length) {
   view.limit = length;
 }
 
-// Position where an earlier occurrence of the last n tokens ended.
-int64_t DraftIndex::previous(const int32_t* history, int n, bool latest) const {
+// Position where an earlier occurrence of the last n tokens, of that hash, ended.
+int64_t DraftIndex::previous(const int32_t* history, int n, uint64_t hash, bool latest) const {
   const int64_t last = length_ - 1;
-  if (last < n - 1) return kNone;
-  const int t = n - min_ngram_;
-  const uint64_t hash = hash_ngram(history, last, n);
+  const int order = n - min_ngram_;
   const int num_views = static_cast<int>(views_.size());
   for (int i = 0; i < num_views; ++i) {
     const View& view = views_[latest ? num_views - 1 - i : i];
+    Layer& layer = *view.layer;
     const int64_t limit = std::min(view.limit, last);
-    Table& table = view.layer->tables[t];
-    const int32_t* link = table.link.data() - view.layer->begin;
     // The top layer holds the last position itself, where its chain can be entered without a lookup.
     const bool is_top = &view == &views_.back();
-    if (is_top && latest) {
-      int64_t p = link[last];
-      while (p >= 0 && !same_ngram(history, p, last, n)) p = link[p];
-      if (p >= 0) return p;
-      continue;
-    }
     int64_t found = kNone;
-    for (int64_t p = table.find(hash).latest(); p >= 0; p = link[p]) {
+    for (int64_t p = is_top ? layer.links_of(last)[order] : *layer.slot(order, hash); p >= 0;
+         p = layer.links_of(p)[order]) {
       if (p >= limit || !same_ngram(history, p, last, n)) continue;
       found = p;
       if (latest) break;
@@ -300,8 +199,19 @@ int64_t DraftIndex::previous(const int32_t* history, int n, bool latest) const {
 
 int DraftIndex::propose(const int32_t* history, int k, bool latest, int32_t* drafts, int* ngram) const {
   if (k <= 0 || length_ < 2) return 0;
-  for (int n = max_ngram_; n >= min_ngram_; --n) {
-    const int64_t p = previous(history, n, latest);
+  uint64_t hashes[kMaxNgram + 1] = {kEmptyHash};
+  const int longest = static_cast<int>(std::min<int64_t>(max_ngram_, length_));
+  for (int n = 1; n <= longest; ++n) hashes[n] = hash_step(hashes[n - 1], history[length_ - n]);
+  if (Layer& top = *views_.back().layer; length_ > top.begin) {  // all n's misses at a time
+    for (int n = longest; n >= min_ngram_; --n) {
+      const int64_t p = top.links_of(length_ - 1)[n - min_ngram_];
+      if (p < 0) continue;
+      __builtin_prefetch(&history[p]);
+      __builtin_prefetch(top.links_of(p));
+    }
+  }
+  for (int n = longest; n >= min_ngram_; --n) {
+    const int64_t p = previous(history, n, hashes[n], latest);
     if (p < 0) continue;
     const int num = static_cast<int>(std::min<int64_t>(k, length_ - 1 - p));
     std::copy_n(history + p + 1, num, drafts);

@@ -4,11 +4,11 @@
 // occur earlier in the history (overlap allowed), propose what follows the latest (or earliest) such
 // occurrence.
 //
-// Per n one open-addressing table maps each n-gram to the position where it last ended, and one link per
-// position leads from an occurrence to the one before it (to the earliest, a proposal walks them all). Adding
-// a token thus touches one slot per n, and nothing of the text behind it: n-grams are told apart by their
-// hashes, and a proposal compares tokens along the links, so a collision is never a wrong answer. Insertions
-// in order make removals in reverse order trivial: rollback costs what it removes.
+// Per n one table leads from a hash to the latest position where an n-gram of such a hash ended, and one link
+// per position leads from there to the one before it (to the earliest, a proposal walks them all). Adding a
+// token thus writes one slot per n, of 4 bytes, and one line of links, and looks at nothing that lies behind;
+// a proposal compares tokens along the links, so a collision is never a wrong answer. Insertions in order
+// make removals in reverse order trivial: rollback costs what it removes.
 //
 // A fork shares everything so far: layers are shared between copies, and whoever adds tokens to a shared
 // layer puts a layer of its own on top. Layers are merged geometrically, so their number stays logarithmic.
@@ -40,7 +40,6 @@ class DraftIndex {
   int propose(const int32_t* history, int k, bool latest, int32_t* drafts, int* ngram = nullptr) const;
 
  private:
-  struct Table;
   struct Layer;
   struct View {
     std::shared_ptr<Layer> layer;
@@ -48,12 +47,11 @@ class DraftIndex {
   };
 
   Layer& writable_layer(const int32_t* history);
-  void reserve(Layer& layer, const int32_t* history, int64_t more) const;
   template <class Fn>
-  void with_slots(Layer& layer, const int32_t* history, int64_t begin, int size, Fn fn) const;
+  void with_slots(Layer& layer, const int32_t* history, int64_t begin, int64_t end, Fn fn) const;
   void add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const;
   void cut(Layer& layer, const int32_t* history, int64_t limit) const;
-  int64_t previous(const int32_t* history, int n, bool latest) const;
+  int64_t previous(const int32_t* history, int n, uint64_t hash, bool latest) const;
 
   int max_ngram_;
   int min_ngram_;

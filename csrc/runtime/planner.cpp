@@ -238,11 +238,16 @@ void Runtime::fill_row(int64_t row, Request& request, StepInfo* info) {
   std::copy(seq.tokens.data() + step.start, seq.tokens.data() + known_end, b.token_ids + info->num_tokens);
   std::copy_n(request.drafts.data(), step.num_drafts,
               b.token_ids + info->num_tokens + (known_end - step.start));
-  for (int64_t i = 0; i < step.num_tokens; ++i) {
-    const int64_t position = step.start + i;
-    b.positions[info->num_tokens + i] = position;
-    b.slot_mapping[info->num_tokens + i] =
-        position < seq.resident ? -1 : seq.table[position / block_size] * block_size + position % block_size;
+  int64_t* positions = b.positions + info->num_tokens;
+  int64_t* slots = b.slot_mapping + info->num_tokens;
+  for (int64_t i = 0; i < step.num_tokens; ++i) positions[i] = step.start + i;
+  const int64_t num_cached = std::clamp<int64_t>(seq.resident - step.start, 0, step.num_tokens);
+  std::fill_n(slots, num_cached, -1);
+  for (int64_t i = num_cached; i < step.num_tokens;) {  // block by block
+    const int64_t idx = (step.start + i) / block_size;
+    const int64_t end = std::min((idx + 1) * block_size - step.start, step.num_tokens);
+    const int64_t slot_of_start = (seq.table[idx] - idx) * block_size + step.start;
+    for (; i < end; ++i) slots[i] = slot_of_start + i;
   }
   b.seqused_k[row] = static_cast<int32_t>(step.start + step.num_tokens);
 
