@@ -1,6 +1,6 @@
 """Types and one-line meanings of the C++ module; the whole picture is in stateful_kv/runtime.py."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,9 +105,11 @@ class Runtime:
         latest: bool = True,
         prefix_cache: bool = True,
         policy: str = "lru",
+        num_relatives: int = 0,
     ) -> None:
         """max_blocks_per_seq 0 means num_blocks; num_drafts 0 turns speculation off; prefix_cache=False keeps every
-        session (with its forks) to itself and drops its KV on close; policy: "lru" or "turns"."""
+        session (with its forks) to itself and drops its KV on close; policy: "lru" or "turns"; num_relatives: how many
+        related sessions of the namespace a session drafts from."""
     @property
     def buffers(self) -> dict[str, np.ndarray]:
         """Zero-copy views of the step's arrays."""
@@ -122,6 +124,8 @@ class Runtime:
     def length(self, session: int) -> int: ...
     def resident(self, session: int) -> int:
         """Leading tokens whose KV is in the cache."""
+    def set_spans(self, session: int, spans: Iterable[ArrayLike]) -> None:
+        """Texts that answers are expected to contain, to draft from; replaces what was set, forks inherit it."""
     def tokens(self, session: int, start: int = 0) -> NDArray[np.int32]:
         """A copy of the committed tokens from `start` on."""
     def request_of(self, session: int) -> int:

@@ -8,7 +8,7 @@ import operator
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -88,6 +88,7 @@ class Engine:
             latest=draft.latest,
             prefix_cache=prefix_cache,
             policy=eviction,
+            num_relatives=draft.relatives,
         )
         num_splits = -1 if self.deterministic else 0
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime, num_splits)
@@ -114,9 +115,17 @@ class Engine:
 
     # ---- conversations ----
 
-    def open_session(self, namespace: str = "") -> Session:
-        """A new, empty conversation. Prefixes are shared within a namespace only (one per tenant, say)."""
-        return Session(self, self._runtime.open(namespace))
+    def open_session(self, namespace: str = "", draft_spans: Iterable[Tokens] = ()) -> Session:
+        """A new, empty conversation. Prefixes are shared within a namespace only (one per tenant, say).
+
+        draft_spans: texts that its answers, and those of its forks, are expected to contain (spans.call_spans makes
+        them of tools' schemas): where an answer begins like one, the rest is drafted. Raises ValueError for bad tokens.
+        """
+        spans = [self._checked(span) for span in draft_spans]
+        session = Session(self, self._runtime.open(namespace))
+        if spans:
+            self._runtime.set_spans(session._handle, spans)
+        return session
 
     def generate(self, requests: Sequence[Request]) -> list[Turn]:
         """Takes one turn in each request's session, all in one ragged batch; returns when all are done.
@@ -261,6 +270,10 @@ class Engine:
             "fed_tokens",
             "drafted",
             "accepted",
+            "drafted_spans",
+            "accepted_spans",
+            "drafted_relatives",
+            "accepted_relatives",
         )
         stats["reused_tokens"] = min(stats["reused_tokens"], stats["prompt_tokens"] - 1)  # one row is fed at least
         turn_stats = TurnStats(

@@ -43,8 +43,13 @@ left of its KV and answers the same. While a request runs, `length` and `tokens`
 `Runtime.stats_of(request_id)`, at any time while the request runs and once after it has finished (of an aborted one
 they are gone, and of those never asked for only the latest 4,096 are kept):
 prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, found in the cache), recomputed_tokens
-(fed again because their KV had been evicted), fed_tokens (rows fed, drafts included), drafted, accepted and
-preemptions.
+(fed again because their KV had been evicted), fed_tokens (rows fed, drafts included), drafted, accepted, of
+both what came from other sources than the conversation itself (drafted_spans, accepted_spans, drafted_relatives,
+accepted_relatives) and preemptions.
+
+Draft sources: what followed the last tokens earlier in the conversation; where they know a longer tail, spans that
+`set_spans` gave the session (what a tool's schema fixes of a call), then up to num_relatives sessions: the one it was
+forked from and those of the namespace that begin with the same block and took turns latest.
 
 Draft lengths: drafts are as long as they come, up to num_drafts, unless commit() is told how long the steps took:
 `commit(seconds=...)`. Then a draft is fed while it is expected to raise the batch's tokens per second, by the measured

@@ -58,15 +58,20 @@ class PromptLookup:
     """Prompt-lookup speculation: when the last n tokens (max_ngram down to min_ngram) occurred before in the
     conversation, propose the num_drafts tokens that followed. latest: the latest such place, else the earliest.
     adaptive: drafts only while they are expected to raise the tokens per second of the whole batch, by the measured
-    time of steps and by how the conversation's own drafts fared; num_drafts is then the most."""
+    time of steps and by how the conversation's own drafts fared; num_drafts is then the most. relatives: how many other
+    conversations to draft from where they know a longer tail: the one this was forked from, and those of the namespace
+    that begin with the same tokens and took turns latest."""
 
     max_ngram: int = 4
     min_ngram: int = 1
     num_drafts: int = 8
     latest: bool = True
     adaptive: bool = False
+    relatives: int = 0
 
     def __post_init__(self):
+        if not 0 <= self.relatives <= 64:
+            raise ValueError(f"PromptLookup: relatives is {self.relatives}, expected 0 to 64")
         if not 1 <= self.min_ngram <= self.max_ngram <= 16:
             raise ValueError(
                 f"PromptLookup: min_ngram is {self.min_ngram}, max_ngram {self.max_ngram}, "

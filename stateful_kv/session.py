@@ -24,7 +24,8 @@ class TurnStats:
 
     Tokens: prompt = everything the answer depends on; of it, reused came from the cache, delta is what the caller
     brought, recomputed is KV that had been evicted. fed = rows that entered the model, answer and drafts included.
-    drafted / accepted: speculated tokens. Seconds: prefill_s from submission to the first token, decode_s from there to
+    drafted / accepted: speculated tokens; of them what came from draft_spans and from relatives, the rest from the
+    conversation itself. Seconds: prefill_s from submission to the first token, decode_s from there to
     the last.
     """
 
@@ -37,6 +38,10 @@ class TurnStats:
     accepted: int
     prefill_s: float
     decode_s: float
+    drafted_spans: int = 0
+    accepted_spans: int = 0
+    drafted_relatives: int = 0
+    accepted_relatives: int = 0
 
     @property
     def ttft_s(self) -> float:

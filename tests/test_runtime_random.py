@@ -30,6 +30,7 @@ class Machine(RuleBasedStateMachine):
         prefix_cache=st.sampled_from([True, True, True, False]),
         latest=st.booleans(),
         policy=st.sampled_from(["lru", "turns"]),
+        num_relatives=st.sampled_from([0, 1, 3]),
     )
     def make(self, num_blocks, block_size, prefix_cache, **options):
         self.capacity = num_blocks * block_size
@@ -93,6 +94,11 @@ class Machine(RuleBasedStateMachine):
         self.requests[request_id] = [session, prompt, *answer(prompt, max_tokens, stops), []]
         with pytest.raises(ValueError, match="busy"):
             self.rt.submit(session, [1], 1)
+
+    @rule(data=st.data(), spans=st.lists(tokens_strategy, max_size=3))
+    def set_spans(self, data, spans):
+        if self.idle():
+            self.rt.set_spans(data.draw(st.sampled_from(self.idle())), spans)
 
     @precondition(lambda self: self.requests)
     @rule(num_steps=st.integers(1, 6))

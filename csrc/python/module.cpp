@@ -225,6 +225,15 @@ py::list commit(PyRuntime& self, double seconds) {
   return list;
 }
 
+void set_spans(PyRuntime& self, uint64_t session, const py::iterable& spans) {
+  std::vector<std::vector<int32_t>> texts;
+  for (const py::handle& span : spans) {
+    const Tokens tokens = to_tokens(py::reinterpret_borrow<py::object>(span), "set_spans", "spans");
+    texts.emplace_back(tokens.data(), tokens.data() + tokens.size());
+  }
+  self.get().set_spans(session, texts);
+}
+
 py::array_t<int32_t> tokens_of(PyRuntime& self, uint64_t session, int64_t start) {
   const int64_t length = self.get().length(session);
   if (start < 0 || start > length) {
@@ -244,6 +253,12 @@ py::dict stats_of(PyRuntime& self, uint64_t request_id) {
   d[SKV_STRING("fed_tokens")] = s.fed_tokens;
   d[SKV_STRING("drafted")] = s.drafted;
   d[SKV_STRING("accepted")] = s.accepted;
+  const auto spans = static_cast<int>(skv::DraftSource::kSpans);
+  const auto relatives = static_cast<int>(skv::DraftSource::kRelatives);
+  d[SKV_STRING("drafted_spans")] = s.drafted_from[spans];
+  d[SKV_STRING("accepted_spans")] = s.accepted_from[spans];
+  d[SKV_STRING("drafted_relatives")] = s.drafted_from[relatives];
+  d[SKV_STRING("accepted_relatives")] = s.accepted_from[relatives];
   d[SKV_STRING("preemptions")] = s.preemptions;
   return d;
 }
@@ -357,15 +372,15 @@ void define_runtime(py::module_& m) {
   py::class_<PyRuntime>(m, "Runtime")
       .def(py::init([](int32_t num_blocks, int64_t block_size, int64_t max_batch_tokens, int64_t max_seqs,
                        int64_t max_blocks_per_seq, int max_ngram, int min_ngram, int num_drafts, bool latest,
-                       bool prefix_cache, const std::string& policy) {
-             return std::make_unique<PyRuntime>(
-                 skv::RuntimeOptions{num_blocks, block_size, max_batch_tokens, max_seqs, max_blocks_per_seq,
-                                     max_ngram, min_ngram, num_drafts, latest, prefix_cache, policy});
+                       bool prefix_cache, const std::string& policy, int num_relatives) {
+             return std::make_unique<PyRuntime>(skv::RuntimeOptions{
+                 num_blocks, block_size, max_batch_tokens, max_seqs, max_blocks_per_seq, max_ngram, min_ngram,
+                 num_drafts, latest, num_relatives, prefix_cache, policy});
            }),
            py::arg("num_blocks"), py::arg("block_size") = 16, py::arg("max_batch_tokens") = 2048,
            py::arg("max_seqs") = 64, py::arg("max_blocks_per_seq") = 0, py::arg("max_ngram") = 4,
            py::arg("min_ngram") = 1, py::arg("num_drafts") = 8, py::arg("latest") = true,
-           py::arg("prefix_cache") = true, py::arg("policy") = "lru")
+           py::arg("prefix_cache") = true, py::arg("policy") = "lru", py::arg("num_relatives") = 0)
       .def_property_readonly("buffers", &views_of)
       .def("bind", &PyRuntime::bind, py::arg("arrays"))
       .def(
@@ -385,6 +400,7 @@ void define_runtime(py::module_& m) {
       .def(
           "resident", [](PyRuntime& r, uint64_t session) { return r.get().resident(session); },
           py::arg("session"))
+      .def("set_spans", &set_spans, py::arg("session"), py::arg("spans"))
       .def("tokens", &tokens_of, py::arg("session"), py::arg("start") = 0)
       .def(
           "is_running", [](PyRuntime& r, uint64_t session) { return r.get().is_running(session); },

@@ -59,6 +59,7 @@ Event Runtime::commit_request(Request& request) {
   Event event{request.id, {}, FinishReason::kNone};
   request.stats.fed_tokens += step.num_tokens;
   request.stats.drafted += step.num_drafts;
+  request.stats.drafted_from[static_cast<int>(step.source)] += step.num_drafts;
   int64_t written = step.start + step.num_tokens - step.num_drafts;
   if (step.num_logits > 0) {
     const int32_t* out = buffers_.out_tokens + request.row * sizes_.max_rows_per_seq;
@@ -74,8 +75,12 @@ Event Runtime::commit_request(Request& request) {
         event.finish_reason = FinishReason::kLength;
       }
     }
-    if (step.num_drafts > 0) draft_length_.judge(&seq.draft_record, step.ngram, step.num_drafts, num - 1);
-    request.stats.accepted += std::min<int64_t>(num - 1, static_cast<int64_t>(event.tokens.size()));
+    if (step.num_drafts > 0) {
+      draft_length_.judge(&seq.draft_record, draft_kind(step.source, step.ngram), step.num_drafts, num - 1);
+    }
+    const int64_t accepted = std::min<int64_t>(num - 1, static_cast<int64_t>(event.tokens.size()));
+    request.stats.accepted += accepted;
+    request.stats.accepted_from[static_cast<int>(step.source)] += accepted;
     written = std::min(written + num - 1, request.known());
   }
   const bool prefilled = step.num_tokens - step.num_drafts > 1;

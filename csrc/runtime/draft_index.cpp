@@ -21,9 +21,10 @@ inline uint64_t hash_step(uint64_t hash, int32_t token) {
   return hash ^ (hash >> 32);
 }
 
-inline bool same_ngram(const int32_t* history, int64_t a, int64_t b, int n) {
-  for (int i = 0; i < n; ++i) {
-    if (history[a - i] != history[b - i]) return false;
+// Of the n tokens before each end, last ones first: those are in the cache.
+inline bool same_ngram(const int32_t* a_end, const int32_t* b_end, int n) {
+  for (int i = 1; i <= n; ++i) {
+    if (a_end[-i] != b_end[-i]) return false;
   }
   return true;
 }
@@ -174,8 +175,9 @@ void DraftIndex::truncate(const int32_t* history, int64_t length) {
   view.limit = length;
 }
 
-// Position where an earlier occurrence of the last n tokens, of that hash, ended.
-int64_t DraftIndex::previous(const int32_t* history, int n, uint64_t hash, bool latest) const {
+// Position where an occurrence of the n tokens before tail_end, of that hash, ended; a token follows it.
+int64_t DraftIndex::find(const int32_t* history, const int32_t* tail_end, int n, uint64_t hash,
+                         bool latest) const {
   const int64_t last = length_ - 1;
   const int order = n - min_ngram_;
   const int num_views = static_cast<int>(views_.size());
@@ -183,12 +185,13 @@ int64_t DraftIndex::previous(const int32_t* history, int n, uint64_t hash, bool 
     const View& view = views_[latest ? num_views - 1 - i : i];
     Layer& layer = *view.layer;
     const int64_t limit = std::min(view.limit, last);
-    // The top layer holds the last position itself, where its chain can be entered without a lookup.
-    const bool is_top = &view == &views_.back();
+    // The top layer holds the last position itself, where the chain of our own tail can be entered without a
+    // lookup.
+    const bool is_own_top = &view == &views_.back() && tail_end == history + length_;
     int64_t found = kNone;
-    for (int64_t p = is_top ? layer.links_of(last)[order] : *layer.slot(order, hash); p >= 0;
+    for (int64_t p = is_own_top ? layer.links_of(last)[order] : *layer.slot(order, hash); p >= 0;
          p = layer.links_of(p)[order]) {
-      if (p >= limit || !same_ngram(history, p, last, n)) continue;
+      if (p >= limit || history[p + 1] < 0 || !same_ngram(history + p + 1, tail_end, n)) continue;
       found = p;
       if (latest) break;
     }
@@ -197,26 +200,31 @@ int64_t DraftIndex::previous(const int32_t* history, int n, uint64_t hash, bool 
   return kNone;
 }
 
-int DraftIndex::propose(const int32_t* history, int k, bool latest, int32_t* drafts, int* ngram) const {
+int DraftIndex::propose_for(const int32_t* history, const int32_t* tail_end, int64_t tail_length,
+                            int shortest, int k, bool latest, int32_t* drafts, int* ngram) const {
   if (k <= 0 || length_ < 2) return 0;
   uint64_t hashes[kMaxNgram + 1] = {kEmptyHash};
-  const int longest = static_cast<int>(std::min<int64_t>(max_ngram_, length_));
-  for (int n = 1; n <= longest; ++n) hashes[n] = hash_step(hashes[n - 1], history[length_ - n]);
-  if (Layer& top = *views_.back().layer; length_ > top.begin) {  // all n's misses at a time
-    for (int n = longest; n >= min_ngram_; --n) {
-      const int64_t p = top.links_of(length_ - 1)[n - min_ngram_];
-      if (p < 0) continue;
-      __builtin_prefetch(&history[p]);
-      __builtin_prefetch(top.links_of(p));
-    }
-  }
-  for (int n = longest; n >= min_ngram_; --n) {
-    const int64_t p = previous(history, n, hashes[n], latest);
+  const int longest = static_cast<int>(std::min<int64_t>(max_ngram_, tail_length));
+  shortest = std::max(shortest, min_ngram_);
+  for (int n = 1; n <= longest; ++n) hashes[n] = hash_step(hashes[n - 1], tail_end[-n]);
+  Layer& top = *views_.back().layer;
+  for (int n = longest; n >= shortest; --n) {  // the misses of every n at a time
+    const int order = n - min_ngram_;
+    const bool is_own = tail_end == history + length_;
+    const int64_t p = is_own ? top.links_of(length_ - 1)[order] : *top.slot(order, hashes[n]);
     if (p < 0) continue;
-    const int num = static_cast<int>(std::min<int64_t>(k, length_ - 1 - p));
-    std::copy_n(history + p + 1, num, drafts);
+    __builtin_prefetch(&history[p]);
+    __builtin_prefetch(top.links_of(p));
+  }
+  for (int n = longest; n >= shortest; --n) {
+    const int64_t p = find(history, tail_end, n, hashes[n], latest);
+    if (p < 0) continue;
+    const int32_t* from = history + p + 1;
+    const int32_t* end = std::find_if(from, from + std::min<int64_t>(k, length_ - 1 - p),
+                                      [](int32_t token) { return token < 0; });
+    std::copy(from, end, drafts);
     if (ngram) *ngram = n;
-    return num;
+    return static_cast<int>(end - from);
   }
   return 0;
 }

@@ -37,7 +37,14 @@ class DraftIndex {
   void truncate(const int32_t* history, int64_t length);
   // Writes at most k drafts and returns how many; history[0, length()) is the text so far. ngram: the length
   // of the n-gram that found them.
-  int propose(const int32_t* history, int k, bool latest, int32_t* drafts, int* ngram = nullptr) const;
+  int propose(const int32_t* history, int k, bool latest, int32_t* drafts, int* ngram = nullptr) const {
+    return propose_for(history, history + length_, length_, min_ngram_, k, latest, drafts, ngram);
+  }
+  // The same for another text, of tail_length tokens before tail_end: what follows its last n tokens in this
+  // one, for n down to `shortest`. Drafts end before a negative token, which parts texts that are indexed
+  // together.
+  int propose_for(const int32_t* history, const int32_t* tail_end, int64_t tail_length, int shortest, int k,
+                  bool latest, int32_t* drafts, int* ngram) const;
 
  private:
   struct Layer;
@@ -51,7 +58,7 @@ class DraftIndex {
   void with_slots(Layer& layer, const int32_t* history, int64_t begin, int64_t end, Fn fn) const;
   void add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const;
   void cut(Layer& layer, const int32_t* history, int64_t limit) const;
-  int64_t previous(const int32_t* history, int n, uint64_t hash, bool latest) const;
+  int64_t find(const int32_t* history, const int32_t* tail_end, int n, uint64_t hash, bool latest) const;
 
   int max_ngram_;
   int min_ngram_;

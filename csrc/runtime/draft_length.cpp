@@ -14,18 +14,18 @@ constexpr int kFewSteps = 8;         // while what rows cost is learnt
 constexpr double kTrust =
     0.02;  // relative spread of rows at which new steps weigh as much as the slope so far
 
-void count(DraftRecord* record, int n, float judged, float accepted, float keep) {
-  record->judged[n] = record->judged[n] * keep + judged;
-  record->accepted[n] = record->accepted[n] * keep + accepted;
+void count(DraftRecord* record, int kind, float judged, float accepted, float keep) {
+  record->judged[kind] = record->judged[kind] * keep + judged;
+  record->accepted[kind] = record->accepted[kind] * keep + accepted;
 }
 
 }  // namespace
 
 // Of one draft, given that those before it were accepted; where the sequence has seen little, what others
 // saw.
-double DraftLength::acceptance(const DraftRecord& record, int n) const {
-  const double others = (all_.accepted[n] + kFirstGuess) / (all_.judged[n] + 1.0);
-  return (record.accepted[n] + others) / (record.judged[n] + 1.0);
+double DraftLength::acceptance(const DraftRecord& record, int kind) const {
+  const double others = (all_.accepted[kind] + kFirstGuess) / (all_.judged[kind] + 1.0);
+  return (record.accepted[kind] + others) / (record.judged[kind] + 1.0);
 }
 
 void DraftLength::begin_step(int64_t num_seqs) {
@@ -45,12 +45,12 @@ void DraftLength::begin_step(int64_t num_seqs) {
   probe_interval_ = static_cast<int>(std::clamp(cost / 0.01, 8.0, 4096.0));
 }
 
-int DraftLength::choose(DraftRecord* record, int n, int offered) {
+int DraftLength::choose(DraftRecord* record, int kind, int offered) {
   if (mode_ == Mode::kNone) return 0;
   if (mode_ == Mode::kOne) return num_probes_-- > 0 ? std::min(offered, 1) : 0;
   if (slope_ <= 0) return offered;
   const double worth = slope_ * tokens_ / seconds_;  // what a row must bring
-  const double acceptance = this->acceptance(*record, n);
+  const double acceptance = this->acceptance(*record, kind);
   double brings = acceptance;
   int length = 0;
   for (; length < offered && brings > worth; ++length) brings *= acceptance;
@@ -59,10 +59,10 @@ int DraftLength::choose(DraftRecord* record, int n, int offered) {
   return length;
 }
 
-void DraftLength::judge(DraftRecord* record, int n, int64_t fed, int64_t accepted) {
+void DraftLength::judge(DraftRecord* record, int kind, int64_t fed, int64_t accepted) {
   const float judged = static_cast<float>(std::min(fed, accepted + 1));
-  count(record, n, judged, static_cast<float>(accepted), kKeepRow);
-  count(&all_, n, judged, static_cast<float>(accepted), kKeepAll);
+  count(record, kind, judged, static_cast<float>(accepted), kKeepRow);
+  count(&all_, kind, judged, static_cast<float>(accepted), kKeepAll);
 }
 
 void DraftLength::measure(double seconds, int64_t rows, int64_t num_seqs, int64_t num_tokens) {

@@ -18,10 +18,22 @@
 
 namespace skv {
 
-// How a conversation's drafts fared, by the length of the n-gram that found them; recent ones count most.
+// Where drafts come from: the conversation itself, spans that its caller expects, conversations related to
+// it.
+enum class DraftSource { kHistory, kSpans, kRelatives };
+constexpr int kNumDraftSources = 3;
+
+// Drafts that fare alike: those of the history by the length of the n-gram that found them (1 to kMaxNgram),
+// and one for each other source.
+constexpr int kNumDraftKinds = DraftIndex::kMaxNgram + kNumDraftSources;
+inline int draft_kind(DraftSource source, int ngram) {
+  return source == DraftSource::kHistory ? ngram : DraftIndex::kMaxNgram + static_cast<int>(source);
+}
+
+// How a conversation's drafts fared, by kind; recent ones count most.
 struct DraftRecord {
-  float accepted[DraftIndex::kMaxNgram + 1] = {};
-  float judged[DraftIndex::kMaxNgram + 1] = {};
+  float accepted[kNumDraftKinds] = {};
+  float judged[kNumDraftKinds] = {};
   int steps_without = 0;  // in a row, although drafts were offered
 };
 
@@ -29,10 +41,10 @@ class DraftLength {
  public:
   // Before the choices of each step, which decodes num_seqs sequences.
   void begin_step(int64_t num_seqs);
-  // How many of `offered` drafts found by an n-gram of n tokens to feed.
-  int choose(DraftRecord* record, int n, int offered);
+  // How many of `offered` drafts of one kind to feed.
+  int choose(DraftRecord* record, int kind, int offered);
   // `accepted` of `fed` drafts were; those behind the first wrong one were not judged.
-  void judge(DraftRecord* record, int n, int64_t fed, int64_t accepted);
+  void judge(DraftRecord* record, int kind, int64_t fed, int64_t accepted);
   // A step that only decoded took `seconds` for `rows` rows of `num_seqs` sequences and gave `num_tokens`.
   void measure(double seconds, int64_t rows, int64_t num_seqs, int64_t num_tokens);
 
@@ -43,7 +55,7 @@ class DraftLength {
  private:
   static constexpr int kContrast = 64;  // steps with drafts to one without
 
-  double acceptance(const DraftRecord& record, int n) const;
+  double acceptance(const DraftRecord& record, int kind) const;
 
   DraftRecord all_;
   // Weighted sums over recent steps: 1, rows, seconds, rows^2, rows * seconds, tokens.

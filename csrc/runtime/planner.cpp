@@ -56,8 +56,8 @@ void Runtime::plan_decode(Request& request) {
   // Requests that are still to come keep a row each, and prefill keeps moving while others speculate.
   const int64_t spare = std::max<int64_t>(0, budget_ - static_cast<int64_t>(running_.size()));
   const int64_t most = std::min<int64_t>({request.params.num_drafts, request.num_remaining() - 1, spare});
-  int ngram = 0;
-  int64_t num_drafts = most > 0 ? propose(request, most, &ngram) : 0;
+  Step found;
+  int64_t num_drafts = most > 0 ? propose(request, most, &found) : 0;
   if (tree_.can_claim_tail(seq.node) && seq.tail_is_shared(options_.block_size) &&
       known + num_drafts > seq.resident) {
     seq.node = tree_.claim_tail(seq.node);
@@ -71,17 +71,8 @@ void Runtime::plan_decode(Request& request) {
     num_drafts = 0;
   }
   reserve(request, known - 1, 1 + num_drafts, num_drafts);
-  request.step.ngram = ngram;
-}
-
-// Drafts for a decoding request: as many as pay.
-int64_t Runtime::propose(Request& request, int64_t most, int* ngram) {
-  Sequence& seq = *request.seq;
-  seq.index.extend(seq.tokens.data(), request.known());
-  const int offered = seq.index.propose(seq.tokens.data(), static_cast<int>(most), options_.latest,
-                                        request.drafts.data(), ngram);
-  if (offered == 0) return 0;
-  return draft_length_.choose(&seq.draft_record, *ngram, offered);
+  request.step.source = found.source;
+  request.step.ngram = found.ngram;
 }
 
 // As much of what is known but not cached as the step's rows and the blocks at hand allow.

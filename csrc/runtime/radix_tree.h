@@ -96,6 +96,7 @@ struct Root : Node {
   std::string salt;
   bool is_private = false;
   int64_t num_users = 0;
+  std::vector<uint64_t> recent;  // the runtime's own: sessions that took turns here lately, latest last
 };
 
 class RadixTree {

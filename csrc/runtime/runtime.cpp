@@ -19,6 +19,7 @@ RuntimeOptions checked(RuntimeOptions o) {
   require(o.max_batch_tokens >= o.max_seqs, "max_batch_tokens must be at least max_seqs");
   require(o.max_blocks_per_seq >= 0, "max_blocks_per_seq must not be negative");
   require(o.num_drafts >= 0, "num_drafts must not be negative");
+  require(o.num_relatives >= 0, "num_relatives must not be negative");
   if (o.max_blocks_per_seq == 0) o.max_blocks_per_seq = o.num_blocks;
   return o;
 }
@@ -121,6 +122,8 @@ uint64_t Runtime::fork(uint64_t session) {
   child.own_begin = parent.own_begin;
   child.index = parent.index;
   child.draft_record = parent.draft_record;
+  child.spans = parent.spans;
+  child.parent = parent.handle;
   tree_.attach(&child, parent.node);
   return child.handle;
 }

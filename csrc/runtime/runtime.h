@@ -38,8 +38,9 @@ struct RuntimeOptions {
   int64_t max_blocks_per_seq = 0;  // 0: num_blocks
   int max_ngram = 4;
   int min_ngram = 1;
-  int num_drafts = 8;  // most draft tokens per request and step; 0: no speculation
-  bool latest = true;  // propose after the latest earlier occurrence, or after the earliest
+  int num_drafts = 8;     // most draft tokens per request and step; 0: no speculation
+  bool latest = true;     // propose after the latest earlier occurrence, or after the earliest
+  int num_relatives = 0;  // most other sessions that a session drafts from (draft_sources.cpp)
   bool prefix_cache = true;
   std::string policy = "lru";
 };
@@ -64,6 +65,8 @@ struct RequestStats {
   int64_t fed_tokens = 0;         // rows of committed steps, drafts included
   int64_t drafted = 0;
   int64_t accepted = 0;
+  int64_t drafted_from[kNumDraftSources] = {};  // by DraftSource; together drafted
+  int64_t accepted_from[kNumDraftSources] = {};
   int64_t preemptions = 0;
 };
 
@@ -109,6 +112,9 @@ class Runtime {
   int64_t resident(uint64_t session) const;
   const int32_t* tokens(uint64_t session) const { return get(session).tokens.data(); }
   bool is_running(uint64_t session) const { return get(session).request_id != 0; }
+  // Texts to draft from in this session's answers and in its forks' from now on, where they know a longer
+  // tail than the conversation itself: what a tool's schema fixes of a call, say.
+  void set_spans(uint64_t session, const std::vector<std::vector<int32_t>>& spans);
   // The request whose turn is in progress; 0: none.
   uint64_t request_of(uint64_t session) const { return get(session).request_id; }
 
@@ -160,9 +166,10 @@ class Runtime {
     int64_t num_tokens = 0;  // rows, drafts included; 0: not part of the step
     int64_t num_logits = 0;
     int64_t num_drafts = 0;
-    int ngram = 0;           // that found the drafts
-    int64_t table_size = 0;  // table entries before the step reserved more
-    int64_t copy_idx = -1;   // table entry that was replaced by a copy
+    DraftSource source = DraftSource::kHistory;  // of the drafts
+    int ngram = 0;                               // that found them
+    int64_t table_size = 0;                      // table entries before the step reserved more
+    int64_t copy_idx = -1;                       // table entry that was replaced by a copy
     int32_t copy_src = -1;
   };
 
@@ -222,12 +229,19 @@ class Runtime {
   // one step (planner.cpp)
   bool make_room(Request& request, int64_t num_blocks);
   void plan_decode(Request& request);
-  int64_t propose(Request& request, int64_t most, int* ngram);
   void plan_prefill(Request& request);
   void admit_waiting();
   bool admit(Request& request);
   void reserve(Request& request, int64_t start, int64_t num_tokens, int64_t num_drafts);
   void unplan(Request& request);
+
+  // what may follow (draft_sources.cpp)
+  void find_relatives(Sequence& seq);
+  bool is_related(const Sequence& a, const Sequence& b) const;
+  Sequence* find_open(uint64_t session) const;
+  int64_t propose(Request& request, int64_t most, Step* found);
+
+  // what the step reads (planner.cpp)
   StepInfo fill_buffers();
   void fill_row(int64_t row, Request& request, StepInfo* info);
 

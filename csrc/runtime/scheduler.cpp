@@ -80,6 +80,7 @@ void Runtime::begin_running(Request& request) {
   }
   request.stats.recomputed_tokens += std::max<int64_t>(0, seq.computed - seq.resident);
   seq.computed = std::max(seq.computed, seq.resident);
+  if (request.params.num_drafts > 0 && options_.num_relatives > 0) find_relatives(seq);
   request.admitted = next_admission_++;
   auto before = [](const Request* a, const Request* b) { return a->params.priority > b->params.priority; };
   running_.insert(std::upper_bound(running_.begin(), running_.end(), &request, before), &request);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "draft_index.h"
@@ -11,6 +12,12 @@
 #include "radix_tree.h"
 
 namespace skv {
+
+// Texts that a caller expects in answers, one after the other with -1 between them. Never changed once made.
+struct DraftSpans {
+  std::vector<int32_t> tokens;
+  DraftIndex index;
+};
 
 struct Sequence : Attachment {
   Sequence(int max_ngram, int min_ngram) : index(max_ngram, min_ngram) {}
@@ -44,8 +51,11 @@ struct Sequence : Attachment {
   uint64_t request_id = 0;  // the turn in progress
   DraftIndex index;
   DraftRecord draft_record;
-  int32_t row = -1;        // batch row that last held the table
-  int64_t row_synced = 0;  // leading table entries that row holds already
+  std::shared_ptr<const DraftSpans> spans;  // shared with forks
+  uint64_t parent = 0;                      // session it was forked from
+  std::vector<uint64_t> relatives;  // sessions that this turn drafts from too; closed ones are skipped
+  int32_t row = -1;                 // batch row that last held the table
+  int64_t row_synced = 0;           // leading table entries that row holds already
 };
 
 }  // namespace skv
