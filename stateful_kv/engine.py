@@ -220,17 +220,19 @@ class Engine:
                 f"generate: {start} tokens so far + {len(tokens)} new leave no room for an answer within the "
                 f"model's {self.max_length} positions"
             )
+        # By position: eight keywords would take longer than all of the runtime's own work.
         request_id = self._runtime.submit(
             session._handle,
             tokens,
-            max_tokens=min(params.max_tokens, room),
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seed=params.drawn_seed(),
-            stop_token_ids=np.asarray(params.stop_token_ids, np.int32),
-            priority=operator.index(request.priority),
+            min(params.max_tokens, room),
+            params.temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.drawn_seed(),
+            np.asarray(params.stop_token_ids, np.int32),
+            -1,  # num_drafts: the runtime's
+            operator.index(request.priority),
         )
         self._last_request_id = max(self._last_request_id, request_id)
         running = Running(request_id, session, start, len(tokens))

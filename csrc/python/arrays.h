@@ -16,22 +16,40 @@ using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 
 // Refuses what is no token, before a conversion to int32 could wrap it.
 template <class T>
-void require_tokens(const py::array& array, const char* call, const char* argument) {
-  const auto values = py::array_t<T, py::array::c_style | py::array::forcecast>(array);
-  const T* data = values.data();
+void require_tokens(const T* data, py::ssize_t size, const char* call, const char* argument) {
   bool ok = true;  // one pass without branches: nearly always all are fine
-  for (py::ssize_t i = 0; i < values.size(); ++i) ok &= data[i] >= 0 && data[i] <= T(INT32_MAX);
+  for (py::ssize_t i = 0; i < size; ++i) ok &= data[i] >= 0 && data[i] <= T(INT32_MAX);
   if (ok) return;
-  const T* bad = std::find_if(data, data + values.size(), [](T t) { return !(t >= 0 && t <= T(INT32_MAX)); });
+  const T* bad = std::find_if(data, data + size, [](T t) { return !(t >= 0 && t <= T(INT32_MAX)); });
   throw py::value_error(std::string(call) + ": " + argument + "[" + std::to_string(bad - data) + "] is " +
                         std::to_string(*bad) + ", expected a token from 0 to " + std::to_string(INT32_MAX));
 }
 
+template <class T>
+void require_tokens(const py::array& array, const char* call, const char* argument) {
+  const auto values = py::array_t<T, py::array::c_style | py::array::forcecast>(array);
+  require_tokens(values.data(), values.size(), call, argument);
+}
+
+// An int32 array of one dimension in one piece, which needs no conversion. Reads numpy's structs only: its
+// functions are rarely in the cache when a turn begins.
+inline bool is_plain(const py::object& object) {
+  if (!py::isinstance<py::array>(object)) return false;
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  const py::dtype dtype = array.dtype();
+  return array.ndim() == 1 && dtype.num() == py::detail::npy_format_descriptor<int32_t>::value &&
+         dtype.byteorder() == '=' && (array.flags() & py::array::c_style);
+}
+
 // Integers only: a silently truncated float or an unflattened batch is a caller's bug.
 inline Tokens to_tokens(const py::object& object, const char* call, const char* argument = "tokens") {
+  if (is_plain(object)) {
+    const auto tokens = py::reinterpret_borrow<Tokens>(object);
+    require_tokens(tokens.data(), tokens.size(), call, argument);
+    return tokens;
+  }
   auto what = [&] { return std::string(call) + ": " + argument; };
-  const bool fits = py::isinstance<Tokens>(object);  // int32 in one piece: nothing to convert
-  py::array array = fits ? py::reinterpret_borrow<py::array>(object) : py::array::ensure(object);
+  py::array array = py::array::ensure(object);
   if (!array) throw py::type_error(what() + " is not an array of integers");
   if (array.ndim() != 1) throw py::value_error(what() + " must have one dimension");
   if (array.size() == 0) return Tokens(0);  // numpy makes an empty list a float64 array
@@ -40,7 +58,7 @@ inline Tokens to_tokens(const py::object& object, const char* call, const char* 
     throw py::type_error(what() + " has dtype " + py::str(array.dtype()).cast<std::string>() +
                          ", expected int32");
   }
-  if (fits || array.dtype().equal(py::dtype::of<int32_t>())) {
+  if (array.dtype().equal(py::dtype::of<int32_t>())) {
     require_tokens<int32_t>(array, call, argument);
   } else if (kind == 'i') {
     require_tokens<int64_t>(array, call, argument);

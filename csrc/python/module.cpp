@@ -167,7 +167,9 @@ struct PyRuntime {
     return fn(mine);
   }
 
-  py::dict bound;  // keeps the caller's arrays alive; views of them do so themselves
+  py::dict bound;   // keeps the caller's arrays alive; views of them do so themselves
+  py::object step;  // the StepInfo that plan() returned last
+  skv::StepInfo* step_info = nullptr;
 
  private:
   skv::Runtime runtime;
@@ -207,20 +209,29 @@ uint64_t submit(PyRuntime& self, uint64_t session, const py::object& object, int
 py::object plan(PyRuntime& self) {
   const std::optional<skv::StepInfo> info =
       self.without_gil([](skv::Runtime& runtime) { return runtime.plan(); });
-  return info ? py::cast(*info) : py::none();
+  if (!info) return py::none();
+  // The object of the step before serves again where nobody else keeps it.
+  if (self.step && self.step.ref_count() == 1) {
+    *self.step_info = *info;
+  } else {
+    self.step = py::cast(*info);
+    self.step_info = self.step.cast<skv::StepInfo*>();
+  }
+  return self.step;
 }
 
 py::list commit(PyRuntime& self, double seconds) {
   std::vector<skv::Event> events =
       self.without_gil([=](skv::Runtime& runtime) { return runtime.commit(seconds); });
-  py::list list;
-  for (skv::Event& event : events) {
-    py::object reason = py::none();
-    if (event.finish_reason == skv::FinishReason::kStop)
-      reason = py::reinterpret_borrow<py::object>(SKV_STRING("stop"));
-    if (event.finish_reason == skv::FinishReason::kLength)
-      reason = py::reinterpret_borrow<py::object>(SKV_STRING("length"));
-    list.append(py::make_tuple(event.request_id, std::move(event.tokens), reason));
+  py::list list(events.size());
+  for (size_t i = 0; i < events.size(); ++i) {
+    const skv::Event& event = events[i];
+    py::handle reason = Py_None;
+    if (event.finish_reason == skv::FinishReason::kStop) reason = SKV_STRING("stop");
+    if (event.finish_reason == skv::FinishReason::kLength) reason = SKV_STRING("length");
+    py::list tokens(event.tokens.size());
+    for (size_t t = 0; t < event.tokens.size(); ++t) tokens[t] = py::int_(event.tokens[t]);
+    list[i] = py::make_tuple(event.request_id, std::move(tokens), reason);
   }
   return list;
 }
