@@ -410,3 +410,14 @@ def test_the_policy_turns_gives_up_closed_sessions_first():
     device.generate(closed, [2] * 8, 1)
     runtime.close(closed)
     assert runtime.evict(2) == 2 and runtime.match("", [2] * 8) == 0 and runtime.resident(kept) == 8
+
+
+def test_a_step_that_is_kept_stays_what_it_was():
+    runtime = rt.Runtime(16)
+    runtime.submit(runtime.open(), [1, 2, 3], 3)
+    kept = runtime.plan()
+    for _ in range(2):
+        runtime.buffers["out_num_tokens"][0] = 1
+        runtime.commit()
+        step = runtime.plan()
+        assert (kept.num_tokens, step.num_tokens) == (3, 1)
