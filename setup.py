@@ -48,10 +48,12 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         if archs := os.environ.get("SKV_CUDA_ARCHS"):
             configure.append(f"-DSKV_CUDA_ARCHS={archs}")
-        if shutil.which("ninja") is None:
+        program = shutil.which("ninja")
+        if program is None:
             import ninja
 
-            configure.append(f"-DCMAKE_MAKE_PROGRAM={pathlib.Path(ninja.BIN_DIR) / 'ninja'}")
+            program = pathlib.Path(ninja.BIN_DIR) / "ninja"
+        configure.append(f"-DCMAKE_MAKE_PROGRAM={program}")  # that of an earlier, isolated build may be gone
         subprocess.check_call(configure)
         jobs = os.environ.get("MAX_JOBS")
         subprocess.check_call(["cmake", "--build", str(build), *(["-j", jobs] if jobs else [])])
