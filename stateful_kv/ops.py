@@ -126,7 +126,7 @@ def copy_blocks(
     dst_blocks: Tensor,
     num_tokens: Tensor | None = None,
 ) -> None:
-    """Copies block src_blocks[i] to dst_blocks[i] in K and V of every layer, in place, in one launch.
+    """Copies block src_blocks[i] to dst_blocks[i] in K and V of every layer, in place, in one launch per 128 layers.
 
     k_caches, v_caches: one [num_blocks, block_size, num_kv_heads, head_dim] per layer, all of one shape, dtype and
     set of strides (any); mutated.
@@ -147,7 +147,7 @@ def compact_kv(
     dst_slots: Tensor,
     cu_moves: Tensor,
 ) -> None:
-    """Moves the KV of accepted draft tokens together, in K and V of every layer, in place, in one launch.
+    """Moves the KV of accepted draft tokens together, in K and V of every layer, in place, one launch per 128 layers.
 
     k_caches, v_caches: as in copy_blocks; mutated.
     src_slots, dst_slots: int64 [num_moves], slot = block * block_size + offset; a negative one skips the move.

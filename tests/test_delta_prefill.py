@@ -158,8 +158,9 @@ def test_offsets_past_32_bits(backend):
         pytest.skip("device memory is not allocated lazily")
     skip_unless(backend)
     stride = (1 << 31) + 64
+    memory = torch.empty(3 * stride, dtype=torch.bfloat16)
     for dtype in (torch.bfloat16, FP8):
-        base = torch.empty(3 * stride, dtype=dtype)
+        base = memory.view(dtype)
         k_cache, v_cache = (base[i * 8192 :].as_strided((3, 16, 2, 64), (stride, 128, 64, 1)) for i in range(2))
         case = make_attention(backend, [3], [40], cache_dtype=dtype)
         for old, new in zip(case.block_table[0, :3].tolist(), (2, 0, 1)):

@@ -40,9 +40,9 @@ def test_against_float64(backend, dtype, hidden):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_row_does_not_depend_on_its_call(backend, dtype):
     for hidden in (40, 70, 768, 1023):
-        x, weight = inputs(backend, 300, hidden, dtype)
+        x, weight = inputs(backend, 30 if backend.emulated else 300, hidden, dtype)
         want = torch.cat([norm(backend, row[None], weight) for row in x])
-        for _ in range(12):
+        for _ in range(4 if backend.emulated else 12):
             with threads(random.choice((1, 2, 3))):
                 chosen, keep, placed, out = another_call(backend, x, hidden, dtype)
                 norm(backend, placed, weight, out)

@@ -50,9 +50,9 @@ def test_every_magnitude(backend):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_row_does_not_depend_on_its_call(backend, dtype):
     for size in (40, 70, 1023):
-        x = torch.randn(200, 2 * size).to(dtype).to(backend.device)
+        x = torch.randn(30 if backend.emulated else 200, 2 * size).to(dtype).to(backend.device)
         want = torch.cat([silu_and_mul(backend, row[None]) for row in x])
-        for _ in range(12):
+        for _ in range(4 if backend.emulated else 12):
             with threads(random.choice((1, 2, 3))):
                 chosen, keep, placed, out = another_call(backend, x, size, dtype)
                 silu_and_mul(backend, placed, out)

@@ -1,6 +1,6 @@
 """The op tests on the CUDA kernels' own sources, executed on the CPU by the emulator of tests/simt.
 
-Each build runs test_<op>*.py of every op that has a kernel, in a process of its own: plain,
+Each build runs test_<op>*.py of every op that has a kernel and test_wild_indices.py, in a process of its own: plain,
 with AddressSanitizer and with the race checker, each under a schedule of its own.
 """
 
@@ -39,7 +39,8 @@ def test_ops_on_the_emulator(kind, seed):
             for name in ("libasan.so", "libstdc++.so")
         ]
         env |= {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-    files = sorted({str(f) for op in OPS for f in TESTS.glob(f"test_{op}*.py")})
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "simt", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1500)
+    files = sorted({str(f) for op in OPS for f in TESTS.glob(f"test_{op}*.py")} | {str(TESTS / "test_wild_indices.py")})
+    # A sanitizer's report ends the process, and with it all that pytest has captured: it is to leave stderr alone.
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "simt", "-p", "no:cacheprovider", "--capture=sys"]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1500)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]

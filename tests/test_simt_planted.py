@@ -80,6 +80,12 @@ def test_kernels_as_they_are_pass(runs, program, kind):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.parametrize("name", ["append_kv", "compact_kv", "propose_drafts"])
+def test_a_debug_build_stops_at_an_index_out_of_range(name, tmp_path):
+    run = SmallCase(name, "plain").run(CUDA, tmp_path, "-DSKV_DEBUG")
+    assert run.returncode != 0 and "__trap()" in run.stdout + run.stderr, run.stdout + run.stderr
+
+
 @pytest.mark.parametrize(("program", "bug"), BUGS)
 def test_planted_bug_turns_a_case_red(runs, program, bug):
     run = runs[program, bug].result()

@@ -95,11 +95,23 @@ SKV_DEVICE float scale_of(const ScaleView& scale, int64_t batch, int head) {
 }
 
 // Out-of-range indices are skipped; a debug build stops at them.
+SKV_DEVICE void out_of_range() {
+#if defined(SKV_DEBUG)
+  __trap();
+#endif
+}
+
+// Negative ones ask to be skipped.
 SKV_DEVICE bool in_range(int64_t index, int64_t limit) {
   const bool ok = uint64_t(index) < uint64_t(limit);
-#if defined(SKV_DEBUG)
-  if (!ok && index >= 0) __trap();
-#endif
+  if (!ok && index >= 0) out_of_range();
+  return ok;
+}
+
+// Whether begin .. end - 1 is a range below limit; of cumulative counts, and not one of another's.
+SKV_DEVICE bool in_order(int64_t begin, int64_t end, int64_t limit) {
+  const bool ok = 0 <= begin && begin <= end && end <= limit;
+  if (!ok) out_of_range();
   return ok;
 }
 

@@ -26,10 +26,10 @@ __global__ void __launch_bounds__(kCompactThreads)
   const CompactKvParams& p = launch.layers.p;
   const int64_t sequence = blockIdx.x / launch.slices;
   const unsigned at = blockIdx.x % launch.slices * kCompactThreads + threadIdx.x;
-  const int64_t begin = max(int64_t(p.cu_moves[sequence]), int64_t(0));
-  const int64_t end = min(int64_t(p.cu_moves[sequence + 1]), p.num_moves);
+  const int64_t begin = p.cu_moves[sequence], end = p.cu_moves[sequence + 1];
+  if (!in_order(begin, end, p.num_moves)) return;
   const unsigned units_per_row = unsigned(p.cache.head_dim / launch.unit_elements);
-  if (begin >= end || at >= units_per_row * unsigned(p.cache.num_kv_heads)) return;
+  if (begin == end || at >= units_per_row * unsigned(p.cache.num_kv_heads)) return;
 
   const CacheView& layout = blockIdx.y % 2 ? p.v_layout : p.k_layout;
   const int64_t size = element_size(p.cache.dtype), num_slots = p.cache.num_blocks * p.cache.block_size;

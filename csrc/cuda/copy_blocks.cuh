@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(kCopyThreads)
   const unsigned heads = unsigned(p.cache.num_kv_heads);
   const unsigned units_per_row = unsigned(p.cache.head_dim / launch.unit_elements);
   const int num_tokens = p.num_tokens ? min(p.num_tokens[pair], p.cache.block_size) : p.cache.block_size;
+  if (p.num_tokens) in_order(0, p.num_tokens[pair], p.cache.block_size);  // a debug build stops
   const int num_units = num_tokens * int(heads * units_per_row);
 
   Unit unit[kCopyUnroll];

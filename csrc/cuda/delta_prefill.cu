@@ -92,6 +92,8 @@ void delta_prefill(const DeltaPrefillParams& p, void* stream) {
   char* workspace = static_cast<char*>(p.workspace);
   AttentionLaunch launch{};
   launch.p = p;
+  // A window wider than any context is none; wider still, and sums of 32 bits would not hold it.
+  launch.p.window_left = int32_t(std::min<int64_t>(p.window_left, p.max_blocks * p.cache.block_size));
   launch.group = p.num_heads / p.cache.num_kv_heads;
   if (p.schedule == nullptr) {
     ScheduleDeltaPrefillParams s{};

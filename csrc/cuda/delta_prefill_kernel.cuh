@@ -137,9 +137,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   // A schedule of another call names rows that are not here.
   if (p.schedule[kFieldKind] != kScheduleKind || p.schedule[kFieldBatch] != p.batch ||
       p.schedule[kFieldTileRows] != launch.tile_rows || p.schedule[kFieldNumSplits] != p.num_splits) {
-#if defined(SKV_DEBUG)
-    __trap();
-#endif
+    out_of_range();
     return;
   }
   const int num_items = p.schedule[kFieldItems];

@@ -47,7 +47,13 @@ __global__ void __launch_bounds__(kScheduleThreads)
       work_shape(p.num_heads / heads, p.head_dim, p.window_left, p.num_splits, launch.tile_rows);
   const int64_t per_thread = (p.batch + kScheduleThreads - 1) / kScheduleThreads;
   const int64_t begin = min(thread * per_thread, p.batch), end = min(begin + per_thread, p.batch);
-  const auto work_of = [&](int64_t b) { return sequence_work(p.cu_seqlens_q, p.seqused_k, b, shape); };
+  // Lengths out of range make no items, so nobody computes with them.
+  const auto work_of = [&](int64_t b) {
+    const int64_t q_begin = p.cu_seqlens_q[b], q_end = p.cu_seqlens_q[b + 1];
+    const bool ok = in_order(q_begin, q_end, INT32_MAX) && in_order(0, q_end - q_begin, p.max_seqlen_q) &&
+                    in_order(0, p.seqused_k[b], INT32_MAX - kChunkKeys);
+    return ok ? sequence_work(p.cu_seqlens_q, p.seqused_k, b, shape) : SequenceWork{};
+  };
 
   // Splits follow from all the work there is.  A tile of keys takes 128 rows twice the time of fewer.
   const auto cost_of = [&](const SequenceWork& w) { return w.part_rows > 64 ? 2 : 1; };
@@ -60,7 +66,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
   const int share = (int(min(total_cost, int64_t(1) << 30)) + launch.workers - 1) / launch.workers;
   const auto tiles_per_split = [&](const SequenceWork& w) {
     if (w.tiles == 0) return 1;
-    if (p.num_splits > 0) return (w.tiles + p.num_splits - 1) / p.num_splits;
+    if (p.num_splits > 0) return (w.tiles - 1) / p.num_splits + 1;
     const int least = max(kMinTilesPerSplit, kMinKeysPerPartRow * w.part_rows / shape.tile);
     const int tiles = max((share + cost_of(w) - 1) / cost_of(w), p.num_splits < 0 ? 1 : least);
     return (tiles + shape.chunk_tiles - 1) / shape.chunk_tiles * shape.chunk_tiles;

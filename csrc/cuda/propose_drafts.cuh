@@ -11,6 +11,7 @@ namespace skv {
 namespace cuda {
 
 constexpr int kProposeMaxThreads = 512;
+constexpr int kProposeAhead = 4;  // vectors a thread has in flight
 
 // Tokens that agree going back from `end` and from the end of the history, at most max_ngram; end < length.
 SKV_DEVICE int64_t match_length(const int32_t* history, int64_t length, int64_t end, int64_t max_ngram) {
@@ -26,6 +27,7 @@ __global__ void __launch_bounds__(kProposeMaxThreads, 1)
   const int64_t b = blockIdx.x;
   const int thread = int(threadIdx.x), num_threads = int(blockDim.x);
   const int32_t* history = p.history + b * p.history_stride;
+  in_order(0, p.history_lens[b], p.max_history);  // a debug build stops, others take what there is
   const int64_t length = max(int64_t(0), min(int64_t(p.history_lens[b]), p.max_history));
 
   // Scan: end is the position after a match, so the last token of a match is at most history[length - 2].
@@ -44,14 +46,22 @@ __global__ void __launch_bounds__(kProposeMaxThreads, 1)
     const int64_t to_first_vector = min((4 - misaligned) % 4, length - 1);
     const int64_t num_vectors = (length - 1 - to_first_vector) / 4;
     const int4* vectors = reinterpret_cast<const int4*>(history + to_first_vector);
-#pragma unroll 4
-    for (int64_t v = thread; v < num_vectors; v += num_threads) {
-      const int4 tokens = vectors[v];
-      const int64_t at = to_first_vector + v * 4;
-      consider(tokens.x, last, at);
-      consider(tokens.y, last, at + 1);
-      consider(tokens.z, last, at + 2);
-      consider(tokens.w, last, at + 3);
+    for (int64_t first = thread; first < num_vectors; first += kProposeAhead * num_threads) {
+      int4 tokens[kProposeAhead];
+#pragma unroll
+      for (int i = 0; i < kProposeAhead; ++i) {
+        const int64_t v = first + i * num_threads;
+        if (v < num_vectors) tokens[i] = vectors[v];
+      }
+#pragma unroll
+      for (int i = 0; i < kProposeAhead; ++i) {
+        const int64_t v = first + i * num_threads, at = to_first_vector + v * 4;
+        if (v >= num_vectors) break;
+        consider(tokens[i].x, last, at);
+        consider(tokens[i].y, last, at + 1);
+        consider(tokens[i].z, last, at + 2);
+        consider(tokens[i].w, last, at + 3);
+      }
     }
     const int64_t tail = to_first_vector + num_vectors * 4;  // at most three tokens on either side
     if (thread < to_first_vector) consider(history[thread], last, thread);

@@ -1,5 +1,5 @@
 // Draws from one row of logits by a whole CTA: what verify_drafts does where top_k, top_p or min_p cut the
-// row.
+// row and the short list of its largest tokens (short_list.cuh) does not settle the draw.
 //
 // Nothing is sorted, no histogram is kept and no probability is written.  Kept tokens are a prefix of the
 // order (logit descending, id ascending), so a token is tested by one pass that adds up what comes before it;
@@ -28,6 +28,9 @@ SKV_DEVICE uint32_t order_of(float x) {
   return u >> 31 ? ~u : u | 0x80000000u;
 }
 constexpr uint32_t kOrderOfMinusInfinity = 0x007fffffu;
+SKV_DEVICE float value_of(uint32_t order) {
+  return __uint_as_float(order >> 31 ? order & 0x7fffffffu : ~order);
+}
 
 // The larger score wins, of equal ones the lower id; 0 is below every token.
 SKV_DEVICE unsigned long long ballot_of(float score, uint32_t id) {
@@ -49,44 +52,57 @@ struct LogitsRow {
   }
 
   // f(first id, x[kCount], bits of the allowed) for this thread's share of the tokens begin .. end - 1; begin
-  // is a multiple of 32.
+  // is a multiple of 32.  A thread has kAhead vectors in flight: one would leave the memory idle.
   template <class F>
-  SKV_DEVICE void for_each(int begin, int end, F f) const {
-    for (int id = begin + int(threadIdx.x) * kCount; id < end; id += int(blockDim.x) * kCount) {
-      uint32_t allowed = (1u << kCount) - 1;
-      if (end - id < kCount) allowed = (1u << (end - id)) - 1;
-      if (bitmask) allowed &= uint32_t(bitmask[id / 32]) >> (id % 32);
-      float x[kCount];
-      if (end - id >= kCount) {
-        const Vector<T, kCount> v = load_vector<T, kCount>(logits + id);
+  SKV_DEVICE void for_each(unsigned begin, unsigned end, F f) const {
+    constexpr unsigned kAhead = 4;
+    const unsigned step = blockDim.x * kCount;
+    unsigned id = begin + threadIdx.x * kCount;
+    for (; id < end && end - id >= (kAhead - 1) * step + kCount; id += kAhead * step) {
+      Vector<T, kCount> v[kAhead];
+      uint32_t allowed[kAhead];
 #pragma unroll
-        for (int e = 0; e < kCount; ++e) x[e] = to_float(v.at[e]);
+      for (unsigned i = 0; i < kAhead; ++i) v[i] = load_vector<T, kCount>(logits + id + i * step);
+#pragma unroll
+      for (unsigned i = 0; i < kAhead; ++i) allowed[i] = allowed_from(id + i * step);
+#pragma unroll
+      for (unsigned i = 0; i < kAhead; ++i) give(f, id + i * step, v[i], allowed[i]);
+    }
+    for (; id < end; id += step) {
+      const unsigned left = end - id;
+      Vector<T, kCount> v{};
+      uint32_t allowed = allowed_from(id);
+      if (left >= kCount) {
+        v = load_vector<T, kCount>(logits + id);
       } else {
 #pragma unroll
-        for (int e = 0; e < kCount; ++e) x[e] = id + e < end ? to_float(logits[id + e]) : -INFINITY;
+        for (unsigned e = 0; e < kCount; ++e) v.at[e] = e < left ? logits[id + e] : from_float<T>(-INFINITY);
+        allowed &= (1u << left) - 1;
       }
+      give(f, id, v, allowed);
+    }
+  }
+
+ private:
+  SKV_DEVICE uint32_t allowed_from(unsigned id) const {
+    constexpr uint32_t kAll = (1u << kCount) - 1;
+    return bitmask ? uint32_t(bitmask[id / 32]) >> (id % 32) & kAll : kAll;
+  }
+  template <class F>
+  SKV_DEVICE static void give(F& f, unsigned id, const Vector<T, kCount>& v, uint32_t allowed) {
+    float x[kCount];
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) x[e] = x[e] == x[e] ? x[e] : -INFINITY;
-      f(id, x, allowed);
-    }
+    for (int e = 0; e < kCount; ++e) x[e] = fmaxf(to_float(v.at[e]), -INFINITY);  // of NaN: the other
+    f(int(id), x, allowed);
   }
 };
 
-// The noise of consecutive tokens: one Philox call serves four.
-struct Noise {
-  uint64_t seed, position;
-  uint32_t group = ~0u;
-  PhiloxWords words{};
-
-  SKV_DEVICE float of(uint32_t id) {
-    if (id / 4 != group) {
-      group = id / 4;
-      words = philox(seed, group, position);
-    }
-    const uint32_t lane = id % 4;
-    return gumbel_of_word(lane == 0 ? words.x : lane == 1 ? words.y : lane == 2 ? words.z : words.w);
-  }
-};
+// The noise of one token.
+SKV_DEVICE float noise_of(const SampleSettings& s, uint32_t id) {
+  const PhiloxWords words = philox(s.seed, id / 4, s.position);
+  const uint32_t lane = id % 4;
+  return gumbel_of_word(lane == 0 ? words.x : lane == 1 ? words.y : lane == 2 ? words.z : words.w);
+}
 
 SKV_DEVICE float inverse_temperature(float temperature) {
   return 1.f / fminf(fmaxf(temperature, 1e-30f), 1e30f);
@@ -113,6 +129,23 @@ struct TakeSum {
   SKV_DEVICE unsigned long long operator()(unsigned long long a, unsigned long long b) const { return a + b; }
 };
 
+// What a token weighs beside the largest, in units of 2^-40 of it.
+struct Weights {
+  float largest, inverse;
+
+  SKV_DEVICE Weights(const SampleSettings& s, float largest_)
+      : largest(largest_), inverse(inverse_temperature(s.temperature)) {}
+  SKV_DEVICE unsigned long long of(float x) const {
+    constexpr float kUnit = 1099511627776.f;
+    return static_cast<unsigned long long>(expf((x - largest) * inverse) * kUnit);
+  }
+};
+
+// The order of the least logit that min_p leaves.
+SKV_DEVICE uint32_t least_order(const SampleSettings& s, float largest) {
+  return s.min_p > 0.f ? order_of(largest + fminf(s.temperature, 1e30f) * logf(fminf(s.min_p, 1.f))) : 0;
+}
+
 // The order of the k-th largest logit above -infinity; 0 if there are fewer than k.  Three bits a pass: the
 // largest number that at least k logits reach.
 template <class T, int kCount>
@@ -126,7 +159,7 @@ SKV_DEVICE uint32_t kth_order(const LogitsRow<T, kCount>& row, int k) {
     if (threadIdx.x < 8) reached[threadIdx.x] = 0;
     __syncthreads();
     unsigned count[8] = {};
-    row.for_each(0, row.vocab, [&](int, const float (&x)[kCount], uint32_t allowed) {
+    row.for_each(0, unsigned(row.vocab), [&](int, const float (&x)[kCount], uint32_t allowed) {
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
         const uint32_t order = order_of(x[e]);
@@ -154,25 +187,21 @@ SKV_DEVICE uint32_t kth_order(const LogitsRow<T, kCount>& row, int k) {
 template <class T, int kCount>
 SKV_DEVICE int sample_row(const LogitsRow<T, kCount>& row, const SampleSettings& s, float largest) {
   SKV_SHARED(scratch, unsigned long long[kSampleWarps]);
-  constexpr float kUnit = 1099511627776.f;  // weights are in units of 2^-40 of the largest
+  const Weights weights(s, largest);
   const float inverse = inverse_temperature(s.temperature);
-  const auto weight = [&](float x) {
-    return static_cast<unsigned long long>(expf((x - largest) * inverse) * kUnit);
-  };
 
   // What top_k and min_p leave: everything from `floor` up.
   uint32_t floor = s.top_k > 0 && s.top_k < row.vocab ? kth_order(row, s.top_k) : 0;
   if (floor <= kOrderOfMinusInfinity) floor = kOrderOfMinusInfinity + 1;
-  uint32_t least = floor;
-  if (s.min_p > 0.f) least = max(floor, order_of(largest + s.temperature * logf(fminf(s.min_p, 1.f))));
+  const uint32_t least = max(floor, least_order(s, largest));
 
   double target = 0;
   if (s.top_p < 1.f) {
     unsigned long long total = 0;
-    row.for_each(0, row.vocab, [&](int, const float (&x)[kCount], uint32_t allowed) {
+    row.for_each(0, unsigned(row.vocab), [&](int, const float (&x)[kCount], uint32_t allowed) {
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        if ((allowed >> e & 1) && order_of(x[e]) >= floor) total += weight(x[e]);
+        if ((allowed >> e & 1) && order_of(x[e]) >= floor) total += weights.of(x[e]);
       }
     });
     target = double(s.top_p) * double(cta_reduce(total, scratch, TakeSum()));
@@ -184,17 +213,16 @@ SKV_DEVICE int sample_row(const LogitsRow<T, kCount>& row, const SampleSettings&
   for (;;) {
     unsigned long long before = 0, best = 0;
     float best_score = -INFINITY;
-    Noise noise{s.seed, s.position};
-    row.for_each(0, row.vocab, [&](int id, const float (&x)[kCount], uint32_t allowed) {
+    row.for_each(0, unsigned(row.vocab), [&](int id, const float (&x)[kCount], uint32_t allowed) {
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
         const uint32_t order = order_of(x[e]);
         const bool precedes = order > candidate_order || (order == candidate_order && id + e < candidate);
         if (!(allowed >> e & 1) || order < floor || (candidate >= 0 && !precedes)) continue;
-        if (s.top_p < 1.f) before += weight(x[e]);
+        if (s.top_p < 1.f) before += weights.of(x[e]);
         const float score = x[e] * inverse;
         if (order < least || score + kMaxGumbel < best_score) continue;
-        const float noisy = score + noise.of(uint32_t(id + e));
+        const float noisy = score + noise_of(s, uint32_t(id + e));
         best_score = fmaxf(best_score, noisy);
         best = max(best, ballot_of(noisy, uint32_t(id + e)));
       }

@@ -20,7 +20,8 @@ int64_t round_up(int64_t n) { return (n + 15) / 16 * 16; }
 }  // namespace
 
 int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch) {
-  return round_up((total_rows + batch) * 4) + total_rows * (kMaxSplits * int64_t(sizeof(VerifyPartial)) + 8);
+  return round_up((total_rows + batch) * 4) +
+         total_rows * (kMaxSplits * int64_t(sizeof(VerifyPartial)) + kMaxima * 4 + 8);
 }
 
 void verify_drafts(const VerifyDraftsParams& p, void* stream) {
@@ -42,6 +43,8 @@ void verify_drafts(const VerifyDraftsParams& p, void* stream) {
   at += round_up((p.total_rows + p.batch) * 4);
   launch.partials = reinterpret_cast<VerifyPartial*>(at);
   at += p.total_rows * launch.splits * int64_t(sizeof(VerifyPartial));
+  launch.maxima = reinterpret_cast<uint32_t*>(at);
+  at += p.total_rows * kMaxima * 4;
   launch.drawn = reinterpret_cast<int32_t*>(at);
   launch.drawn_logprob = reinterpret_cast<float*>(at + p.total_rows * 4);
   const dim3 grid(unsigned(p.total_rows * launch.splits + p.batch));

@@ -1,11 +1,13 @@
 // verify_drafts: one launch.  CTA (row, split) reads its part of the row's logits once and leaves the best
 // token of it; the last CTA of a row finishes the row's draw, the last row of a sequence walks the sequence.
+// A row cut by top_k or top_p is read once more by its last CTA (short_list.cuh), while the cache still has
+// it.
 //
 // Handing over: partial results are written by thread 0, which then takes a ticket with acquire and release;
 // the thread that took the last one reads what the others wrote.  A ticket counter is zero before the launch.
 #pragma once
 
-#include "sample_row.cuh"
+#include "short_list.cuh"
 
 namespace skv {
 namespace cuda {
@@ -20,6 +22,7 @@ struct VerifyLaunch {
   int splits, tokens_per_split;  // a multiple of 32
   uint32_t *row_tickets, *sequence_tickets;
   VerifyPartial* partials;  // [total_rows][splits]
+  uint32_t* maxima;         // [total_rows][kMaxima], of rows that are cut
   int32_t* drawn;           // [total_rows]
   float* drawn_logprob;     // [total_rows]
 };
@@ -27,13 +30,18 @@ struct VerifyLaunch {
 struct LargestAndSum {
   float largest = -INFINITY, sum = 0.f;
 
-  SKV_DEVICE void add(float x) {
-    if (x <= largest) {
-      sum += x == -INFINITY ? 0.f : expf(x - largest);
-    } else {
-      sum = (largest == -INFINITY ? 0.f : sum * expf(largest - x)) + 1.f;
-      largest = x;
+  template <int kCount>
+  SKV_DEVICE void add(const float (&x)[kCount]) {
+    float top = x[0];
+#pragma unroll
+    for (int e = 1; e < kCount; ++e) top = fmaxf(top, x[e]);
+    if (top > largest) {
+      sum = largest == -INFINITY ? 0.f : sum * expf(largest - top);
+      largest = top;
     }
+    if (largest == -INFINITY) return;
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) sum += expf(x[e] - largest);
   }
   SKV_DEVICE void add(const LargestAndSum& o) {
     const float top = fmaxf(largest, o.largest);
@@ -43,13 +51,73 @@ struct LargestAndSum {
   }
 };
 
+// The first of the largest scores, of tokens in ascending order; none is NaN.
+struct BestToken {
+  float score = NAN;
+  int id = -1;
+
+  SKV_DEVICE void add(float x, int token) {
+    if (x <= score) return;
+    score = x;
+    id = token;
+  }
+  SKV_DEVICE unsigned long long ballot() const { return id < 0 ? 0 : ballot_of(score, uint32_t(id)); }
+};
+
+// Tokens id .. id + kCount - 1, drawn with noise; up to four share a Philox call.  Most need no logarithms:
+// with u of a token's word, its noise -log(-log(u)) is at most -log(1 - u), so beside the best so far it
+// takes 1 - u <= exp(score - best).
+template <int kCount>
+SKV_DEVICE void add_noisy(BestToken& best, const SampleSettings& s, float inverse, int id,
+                          const float (&x)[kCount], uint32_t allowed) {
+  constexpr int kTogether = kCount < 4 ? kCount : 4;
+  constexpr float kLog2e = 1.4426950408889634f, kWords = 4294967296.f * 1.0001f;  // rounded up
+#pragma unroll
+  for (int first = 0; first < kCount; first += kTogether) {
+    float score[kTogether], top = -INFINITY;
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      score[e] = allowed >> (first + e) & 1 ? x[first + e] * inverse : -INFINITY;
+      top = fmaxf(top, score[e]);
+    }
+    if (top + kMaxGumbel < best.score) continue;
+    if (top == -INFINITY) {  // a token all the same, if there is no other
+      for (int e = 0; e < kTogether && best.id < 0; ++e) {
+        if (allowed >> (first + e) & 1) best.add(-INFINITY, id + first + e);
+      }
+      continue;
+    }
+    const PhiloxWords p = philox(s.seed, uint32_t(id + first) / 4, s.position);
+    uint32_t words[4] = {p.x, p.y, p.z, p.w};
+    if (kTogether == 1) words[0] = id % 4 == 0 ? p.x : id % 4 == 1 ? p.y : id % 4 == 2 ? p.z : p.w;
+    uint32_t most = words[0];
+#pragma unroll
+    for (int e = 1; e < kTogether; ++e) most = max(most, words[e]);
+    if (float(~most) > prim::exp2_approx((top - best.score) * kLog2e) * kWords) continue;
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      if (score[e] > -INFINITY) best.add(score[e] + gumbel_of_word(words[e]), id + first + e);
+    }
+  }
+}
+
+// Rows of a sequence; none if they are not in order.
+struct RowRange {
+  int64_t begin, count;
+};
+SKV_DEVICE RowRange rows_of(const VerifyDraftsParams& p, int64_t b) {
+  const int64_t begin = p.cu_rows[b], end = p.cu_rows[b + 1];
+  return {begin, in_order(begin, end, p.total_rows) ? end - begin : 0};
+}
+
 // The sequence that owns `row`, or -1 for padding rows.  Whole CTA.
 SKV_DEVICE int find_sequence(const VerifyDraftsParams& p, int64_t row) {
   SKV_SHARED(found, int);
   if (threadIdx.x == 0) found = -1;
   __syncthreads();
   for (int b = int(threadIdx.x); b < p.batch; b += int(blockDim.x)) {
-    if (p.cu_rows[b] <= row && row < p.cu_rows[b + 1]) found = b;  // at most one thread
+    const RowRange own = rows_of(p, b);
+    if (own.begin <= row && row < own.begin + own.count) atomicMax(&found, b);  // one, unless cu_rows falls
   }
   __syncthreads();
   return found;
@@ -110,14 +178,17 @@ __global__ void __launch_bounds__(kSampleThreads, 1)
   const int64_t row_ctas = p.total_rows * launch.splits;
   if (blockIdx.x >= row_ctas) {
     const int64_t b = blockIdx.x - row_ctas;
-    if (p.cu_rows[b + 1] <= p.cu_rows[b]) write_unused(p, b, 0, int(threadIdx.x), int(blockDim.x));
+    if (rows_of(p, b).count == 0) write_unused(p, b, 0, int(threadIdx.x), int(blockDim.x));
     return;
   }
   const int64_t row = blockIdx.x / launch.splits;
   const int split = int(blockIdx.x % launch.splits);
   const int b = find_sequence(p, row);
   if (b < 0) return;
-  const int64_t start = max(p.cu_rows[b], 0), rows = min(int64_t(p.cu_rows[b + 1]), p.total_rows) - start;
+  const int64_t start = rows_of(p, b).begin, rows = rows_of(p, b).count;
+
+  if (p.parents && (row == start ? p.parents[row] != -1 : uint32_t(p.parents[row]) >= uint32_t(row - start)))
+    out_of_range();
 
   // How the row is drawn.
   SampleSettings s{};
@@ -134,36 +205,38 @@ __global__ void __launch_bounds__(kSampleThreads, 1)
       for (int64_t r = p.parents[row]; r >= 0 && r < rows && depth < rows; r = p.parents[start + r]) ++depth;
     }
     s.seed = uint64_t(p.seeds[b]);
-    s.position = uint64_t(p.positions[b] + depth);
+    s.position = uint64_t(p.positions[b]) + uint64_t(depth);
   }
 
   // One pass over this part: the best token by the score it is drawn with, or by its logit where more passes
   // follow.
   LogitsRow<T, kCount> logits{static_cast<const T*>(p.logits) + row * p.logits_stride, nullptr, int(p.vocab)};
   if (p.token_bitmask) logits.bitmask = p.token_bitmask + row * p.bitmask_stride;
-  const int begin = split * launch.tokens_per_split;
-  const int end = min(begin + launch.tokens_per_split, int(p.vocab));
+  const unsigned begin = min(unsigned(split) * unsigned(launch.tokens_per_split), unsigned(p.vocab));
+  const unsigned end = min(begin + unsigned(launch.tokens_per_split), unsigned(p.vocab));
   const bool noisy = sampled && !cut;
   const float inverse = noisy ? inverse_temperature(s.temperature) : 1.f;
-  unsigned long long best = 0;
-  float best_score = -INFINITY;
+  BestToken mine;
   LargestAndSum stats;
-  Noise noise{s.seed, s.position};
   logits.for_each(begin, end, [&](int id, const float (&x)[kCount], uint32_t allowed) {
+    if (p.logprobs) stats.add(x);
+    if (noisy) {
+      add_noisy(mine, s, inverse, id, x, allowed);
+      return;
+    }
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      if (p.logprobs && id + e < end) stats.add(x[e]);
-      if (!(allowed >> e & 1)) continue;
-      float score = x[e] * inverse;
-      if (noisy) {
-        if (score + kMaxGumbel < best_score) continue;
-        if (score > -INFINITY) score += noise.of(uint32_t(id + e));
-      }
-      best_score = fmaxf(best_score, score);
-      best = max(best, ballot_of(score, uint32_t(id + e)));
+      if (allowed >> e & 1) mine.add(x[e], id + e);
     }
   });
-  best = cta_reduce(best, scratch, TakeMax());
+  const int lanes = lanes_per_part(launch.splits), parts = int(blockDim.x) / lanes;  // of this CTA
+  uint32_t* maxima = launch.maxima + row * kMaxima;
+  if (cut) {
+    uint32_t largest = uint32_t(mine.ballot() >> 32);
+    for (int o = lanes / 2; o; o >>= 1) largest = max(largest, __shfl_xor_sync(kFullMask, largest, o));
+    if (lane % lanes == 0) maxima[split * parts + int(threadIdx.x) / lanes] = largest;
+  }
+  const unsigned long long best = cta_reduce(mine.ballot(), scratch, TakeMax());
   if (p.logprobs) {  // in a fixed order
     for (int o = kWarpSize / 2; o; o >>= 1) {
       const LargestAndSum other{__shfl_xor_sync(kFullMask, stats.largest, o),
@@ -198,7 +271,10 @@ __global__ void __launch_bounds__(kSampleThreads, 1)
   int token = token_of(whole_row.best);
   if (cut && token >= 0) {
     const float largest = logits.at(token);
-    if (largest > -INFINITY && largest < INFINITY) token = sample_row(logits, s, largest);
+    if (largest > -INFINITY && largest < INFINITY) {
+      token = draw_from_short_list(logits, s, largest, maxima, launch.splits * parts);
+      if (token < 0) token = sample_row(logits, s, largest);
+    }
   }
 
   // The sequence's last row walks.

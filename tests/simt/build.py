@@ -66,7 +66,9 @@ def small_case_flags(kind: str) -> list[str]:
     header.write_text(
         "".join(f"#include <{name}>\n" for name in ("simt/prim.h", "simt/buffer.h", "algorithm", "vector"))
     )
-    subprocess.run([compiler(), *flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"], check=True)
+    made = f"{header}.{os.getpid()}"  # then moved: another process may be reading the old one
+    subprocess.run([compiler(), *flags, "-x", "c++-header", str(header), "-o", made], check=True)
+    os.replace(made, f"{header}.gch")
     return [*flags, "-include", str(header)]
 
 
@@ -76,11 +78,11 @@ class SmallCase(NamedTuple):
     program: str
     kind: str
 
-    def run(self, kernels: pathlib.Path, folder: pathlib.Path) -> subprocess.CompletedProcess:
+    def run(self, kernels: pathlib.Path, folder: pathlib.Path, *more_flags: str) -> subprocess.CompletedProcess:
         """Compiles it in `folder` against the kernels of that directory and runs it, a second's work; a hang raises."""
         flags, core = small_case_flags(self.kind), BUILD / f"libsimt_core_{self.kind}.a"
         source, made, program = HERE / "small" / f"{self.program}.cpp", folder / "small.o", folder / "small"
-        command = [compiler(), *flags, f"-I{kernels}", "-c", str(source), "-o", str(made)]
+        command = [compiler(), *flags, *more_flags, f"-I{kernels}", "-c", str(source), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{self.program} does not compile:\n{done.stderr[-3000:]}")

@@ -84,11 +84,7 @@ KERNELS = [
                 Bug("verify_drafts.cu", "prim::zero_async(at, size_t(p.total_rows + p.batch) * 4, s);", ""),
             ],
             "mask": [
-                Bug(
-                    "verify_drafts.cuh",
-                    "p.cu_rows[b] <= row && row < p.cu_rows[b + 1]",
-                    "p.cu_rows[b] <= row && row <= p.cu_rows[b + 1]",
-                ),
+                Bug("verify_drafts.cuh", "own.begin <= row &&", "own.begin < row &&"),
                 Bug("verify_drafts.cuh", "first = row + 1; first < rows", "first = row + 2; first < rows"),
                 Bug("verify_drafts.cuh", "== uint32_t(rows - 1)", "== uint32_t(rows - 2)"),
             ],
@@ -104,8 +100,8 @@ KERNELS = [
             "tail": [
                 Bug(
                     "verify_drafts.cuh",
-                    "min(begin + launch.tokens_per_split, int(p.vocab))",
-                    "min(begin + launch.tokens_per_split, int(p.vocab) - 1)",
+                    "min(begin + unsigned(launch.tokens_per_split), unsigned(p.vocab))",
+                    "min(begin + unsigned(launch.tokens_per_split), unsigned(p.vocab) - 1)",
                 ),
                 Bug(
                     "verify_drafts.cuh",
@@ -154,20 +150,54 @@ KERNELS = [
                 Bug("sample_row.cuh", "if (threadIdx.x < 8) reached[threadIdx.x] = 0;", ""),
             ],
             "mask": [
-                Bug("sample_row.cuh", "reached[j] >= unsigned(k)", "reached[j] > unsigned(k)"),
+                Bug("sample_row.cuh", "reached[j] >= unsigned(k)", "reached[j] >= unsigned(k) / 2"),
                 Bug("sample_row.cuh", "double(before) < target", "double(before) < target * 1.3"),
                 Bug("sample_row.cuh", ">> (id % 32)", ">> ((id + 1) % 32)"),
                 Bug("sample_row.cuh", "score + kMaxGumbel < best_score", "score + 1.f < best_score"),
             ],
             "bounds": [
-                Bug("sample_row.cuh", "x[e] = x[e] == x[e] ? x[e] : -INFINITY;", ";"),
+                Bug("sample_row.cuh", "fmaxf(to_float(v.at[e]), -INFINITY)", "to_float(v.at[e])"),
             ],
             "stride": [
-                Bug("sample_row.cuh", "id += int(blockDim.x) * kCount", "id += kSampleThreads * kCount"),
+                Bug("sample_row.cuh", "step = blockDim.x * kCount", "step = kSampleThreads * kCount"),
             ],
             "tail": [
-                Bug("sample_row.cuh", "if (end - id >= kCount) {", "if (true) {", "asan"),
+                Bug("sample_row.cuh", "if (left >= kCount) {", "if (true) {", "asan"),
                 Bug("sample_row.cuh", "w < int(blockDim.x) / kWarpSize", "w < int(blockDim.x) / kWarpSize - 1"),
+            ],
+        },
+    ),
+    Kernel(
+        "short_list",
+        "verify_drafts",
+        none="syncwarp wait narrow stride order",
+        shared="align tail fence",
+        bugs={
+            "barrier": [
+                Bug(
+                    "short_list.cuh",
+                    "list.ballot[thread] = mine;\n  __syncthreads();",
+                    "list.ballot[thread] = mine;\n",
+                    "race",
+                ),
+                Bug("short_list.cuh", "list.threshold = mine;\n  __syncthreads();", "list.threshold = mine;\n", "race"),
+                Bug("short_list.cuh", "list.kth = 0;\n  __syncthreads();", "list.kth = 0;\n", "race"),
+                Bug("short_list.cuh", "  });\n  __syncthreads();\n  if (list.count", "  });\n  if (list.count", "race"),
+                Bug("short_list.cuh", "__syncthreads();\n  rank_list", "rank_list", "race"),
+                Bug("short_list.cuh", "? s.top_k : 0);\n  __syncthreads();", "? s.top_k : 0);\n", "race"),
+            ],
+            "init": [
+                Bug("short_list.cuh", "list.count = list.kth = 0;", "list.count = 0;", "race"),
+            ],
+            "mask": [
+                Bug("short_list.cuh", "ahead == rank - 1", "ahead == rank / 2 - 1"),
+                Bug("short_list.cuh", "ahead == k - 1", "ahead == k"),
+                Bug("short_list.cuh", "double(list.before[i]) >= target", "double(list.before[i]) >= target * 1.3"),
+                Bug("short_list.cuh", "order < floor || order < least", "order < floor"),
+                Bug("short_list.cuh", "if (!settled) return -1;", ""),
+            ],
+            "bounds": [
+                Bug("short_list.cuh", "if (list.count > kListCapacity) return -1;", ""),
             ],
         },
     ),

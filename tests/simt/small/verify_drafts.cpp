@@ -1,5 +1,6 @@
 // verify_drafts: a row of padding, then three sequences of 3, 0 and 2 rows; rows split over CTAs and not,
-// chains and trees, greedy, sampled and cut, with and without a mask of allowed tokens.
+// chains and trees, greedy, sampled and cut, with and without a mask of allowed tokens; cut rows that their
+// short list settles, that it cannot hold, and that keep more than it holds.
 #include "verify_drafts.cu"
 
 #include <numeric>
@@ -15,15 +16,17 @@ constexpr int kBatch = 3, kRows = 6, kMaxRows = 4;
 const int kCuRows[kBatch + 1] = {1, 4, 4, 6};
 const int kParents[kRows] = {-1, -1, 0, 0, -1, 0};  // the first sequence branches
 
-const float kTemperature[kBatch] = {50.f, 1.f, 2.f}, kTopP[kBatch] = {1.f, 1.f, 0.6f},
-            kMinP[kBatch] = {0.f, 0.f, 0.05f};
-const int kTopK[kBatch] = {3, 0, 0};
+const float kTemperature[kBatch] = {50.f, 1.f, 2.f}, kTopP[kBatch] = {1.f, 1.f, 0.6f};
 
 struct Options {
   int vocab, shift;
   bool tree, masked, sampled, cut;
-  int seed = 1000;
+  int seed = 1000, top_k = 3;  // of the first sequence
+  uint32_t levels = 4000;      // different logits
 };
+
+// Beside a top_k of 3 it leaves one or two tokens of the first sequence.
+float min_p_of(const Options& o, int b) { return b == 2 ? 0.05f : b == 0 && o.top_k == 3 ? 0.999f : 0.f; }
 
 struct Draw {
   int token;
@@ -45,8 +48,8 @@ Draw draw_row(const std::vector<float>& x, const std::vector<bool>& allowed, con
   int token = ids[0];
   if (o.sampled) {
     const float temperature = kTemperature[b];
-    const size_t top_k = o.cut && kTopK[b] ? kTopK[b] : ids.size();
-    const double top_p = o.cut ? kTopP[b] : 1, min_p = o.cut ? kMinP[b] : 0;
+    const size_t top_k = o.cut && b == 0 ? size_t(o.top_k) : ids.size();
+    const double top_p = o.cut ? kTopP[b] : 1, min_p = o.cut ? min_p_of(o, b) : 0;
     const double top = x[ids[0]];
     const auto weight = [&](int i) { return std::exp((x[i] - top) / temperature); };
     double total = 0, before = 0;
@@ -78,15 +81,15 @@ void verify(DType dtype, const Options& o) {
   Buffer<int32_t> tokens(kBatch * 8, 55), rows(kBatch * 8, 55), num_tokens(4, 55);
   Buffer<float> logprobs(kBatch * 8, 55.f);
   for (size_t i = 0; i < logits.size(); ++i)
-    logits[i] = T(float(int(small::hash(uint32_t(i)) % 4000)) / 300.f);
+    logits[i] = T(float(int(small::hash(uint32_t(i)) % o.levels)) * 13.f / float(o.levels));
   logits[o.shift + 2 * stride + 7] = T(NAN);
   for (size_t i = 0; i < bitmask.size(); ++i) bitmask[i] = int32_t(small::hash(uint32_t(i) + 5));
   for (int i = 0; i <= words; ++i) bitmask[4 * (words + 1) + i] = 0;  // row 4 may draw nothing
   for (int b = 0; b < kBatch; ++b) {
     temperature[b] = kTemperature[b];
-    top_k[b] = kTopK[b];
+    top_k[b] = b == 0 ? o.top_k : 0;
     top_p[b] = kTopP[b];
-    min_p[b] = kMinP[b];
+    min_p[b] = min_p_of(o, b);
     seeds[b] = o.seed + b;
     positions[b] = 50 + b;
   }
@@ -163,10 +166,17 @@ void greedy_tree_masked() { verify<float>(DType::kFloat32, {301, 1, true, true, 
 void sampled() { verify<__nv_bfloat16>(DType::kBFloat16, {301, 0, false, true, true, false}); }
 void cut_tree() {
   for (int seed = 0; seed < 12; ++seed)
-    verify<float>(DType::kFloat32, {302, 0, true, false, true, true, seed});
+    verify<float>(DType::kFloat32, {130, 0, true, false, true, true, seed});
 }
-void cut_masked() { verify<__half>(DType::kFloat16, {1101, 0, false, true, true, true}); }
+void cut_masked() { verify<__half>(DType::kFloat16, {4203, 0, false, true, true, true}); }
+void cut_ties() { verify<__half>(DType::kFloat16, {2101, 0, false, false, true, true, 1000, 3, 3}); }
+void cut_long() {
+  for (int seed = 0; seed < 12; ++seed)
+    verify<float>(DType::kFloat32, {700, 0, true, false, true, true, seed, 40});
+}
 
 }  // namespace
 
-int main() { return small::run({greedy, greedy_tree_masked, sampled, cut_tree, cut_masked}, 3); }
+int main() {
+  return small::run({greedy, greedy_tree_masked, sampled, cut_tree, cut_masked, cut_ties, cut_long}, 3);
+}
