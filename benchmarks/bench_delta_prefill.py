@@ -1,7 +1,8 @@
 """delta_prefill: memory bandwidth of one-token decode, and deltas against torch SDPA on contiguous KV.
 
 Decode: GB/s of KV read, for one sequence and for eight of 4k tokens, as a share of what the fastest of several readers
-of large arrays reaches, taken in turns with it. Deltas: medians of interleaved calls; torch gets contiguous KV and its
+of large arrays reaches, taken in turns with it, for splits as the library chooses and as an engine that is
+deterministic asks for them (num_splits = -1). Deltas: medians of interleaved calls; torch gets contiguous KV and its
 faster form (enable_gqa or KV heads expanded beforehand) without any mask, which is less work than the causal answer
 asks for, and once more with the mask that makes its answer right. A ratio above 1 means delta_prefill is faster.
 
@@ -21,20 +22,23 @@ DELTAS = (1, 8, 16, 64, 128, 512, 2048)
 
 
 def make_call(
-    new: int, length: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, block_size: int, batch: int = 1
-):
+    new: int, length: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, block_size: int, batch: int = 1,
+    cache_dtype: torch.dtype | None = None,
+):  # fmt: skip
     """`batch` sequences on permuted blocks: (the call, query, the first one's contiguous keys and values
     [1, kv_heads, length, dim])."""
     num_blocks = math.ceil(length / block_size)
     table = torch.randperm(batch * num_blocks, dtype=torch.int32).view(batch, num_blocks)
-    k_cache, v_cache = (torch.randn(batch * num_blocks, block_size, kv_heads, dim).to(dtype) for _ in range(2))
+    k_cache, v_cache = (
+        torch.randn(batch * num_blocks, block_size, kv_heads, dim).to(cache_dtype or dtype) for _ in range(2)
+    )
     query = torch.randn(batch * new, heads, dim).to(dtype)
     out = torch.empty_like(query)
     cu_seqlens_q = torch.arange(batch + 1, dtype=torch.int32) * new
     seqused_k = torch.full((batch,), length, dtype=torch.int32)
 
-    def run():
-        return ops.delta_prefill(query, k_cache, v_cache, cu_seqlens_q, seqused_k, table, new, out=out)
+    def run(num_splits=0):
+        ops.delta_prefill(query, k_cache, v_cache, cu_seqlens_q, seqused_k, table, new, num_splits=num_splits, out=out)
 
     keys, values = (
         c[table[0].long()].flatten(0, 1)[:length].transpose(0, 1)[None].contiguous() for c in (k_cache, v_cache)
@@ -48,18 +52,22 @@ def bench_decode(contexts, megabytes: int = 512) -> dict:
     rates = {name: megabytes * 2**20 / seconds / 1e9 for name, seconds in interleaved(read, budget_s=3).items()}
     fastest = max(rates, key=rates.get)
     rows = []
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float8_e4m3fn):
+        query_dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
         for heads, kv_heads, dim in ((32, 8, 128), (16, 2, 64), (8, 8, 128)):
             for batch, context in (*((1, context) for context in contexts), (8, 4096)):
                 for block_size in (16, 128):
-                    run, *_ = make_call(1, context, heads, kv_heads, dim, dtype, block_size, batch)
-                    median = interleaved({"ours": run, "read": read[fastest]}, budget_s=0.5)
-                    rate = 2 * batch * context * kv_heads * dim * dtype.itemsize / median["ours"] / 1e9
+                    run, *_ = make_call(1, context, heads, kv_heads, dim, query_dtype, block_size, batch, dtype)
+                    calls = {"ours": run, "invariant": lambda run=run: run(-1), "read": read[fastest]}
+                    median = interleaved(calls, budget_s=0.3)
+                    gigabytes = 2 * batch * context * kv_heads * dim * dtype.itemsize / 1e9
+                    rate, invariant = gigabytes / median["ours"], gigabytes / median["invariant"]
                     bandwidth = megabytes * 2**20 / median["read"] / 1e9
                     rows.append({
                         "dtype": str(dtype)[6:], "heads": heads, "kv_heads": kv_heads, "head_dim": dim,
                         "batch": batch, "context": context, "block_size": block_size,
                         "us": median["ours"] * 1e6, "GB/s": rate, "read_GB/s": bandwidth, "share": rate / bandwidth,
+                        "invariant_us": median["invariant"] * 1e6, "invariant_share": invariant / bandwidth,
                     })  # fmt: skip
     return {"readers_GB/s": rates, "reader": fastest, "decode": rows}
 
@@ -77,6 +85,7 @@ def bench_deltas(contexts, deltas, dims, block_sizes, heads=8, kv_heads=2) -> li
                         calls[f"ours_{block_size}"], query, keys, values = make_call(
                             new, length, heads, kv_heads, dim, dtype, block_size
                         )
+                    calls["invariant"] = lambda run=calls[f"ours_{block_sizes[0]}"]: run(-1)
                     q = query.transpose(0, 1)[None].contiguous()
                     wide = [t.repeat_interleave(heads // kv_heads, 1) for t in (keys, values)]
                     mask = torch.full((new, length), -math.inf).triu(context + 1).to(dtype)
@@ -88,8 +97,10 @@ def bench_deltas(contexts, deltas, dims, block_sizes, heads=8, kv_heads=2) -> li
                     row = {"dtype": str(dtype)[6:], "head_dim": dim, "context": context, "delta": new}
                     for block_size in block_sizes:
                         row[f"ms_{block_size}"] = median[f"ours_{block_size}"] * 1e3
+                    row["invariant_ms"] = median["invariant"] * 1e3
                     row |= {"torch_ms": torch_s * 1e3, "torch_masked_ms": median["masked"] * 1e3}
                     slowest = max(median[f"ours_{block_size}"] for block_size in block_sizes)
+                    row["invariant_ratio"] = torch_s / median["invariant"]
                     row |= {"ratio": torch_s / slowest, "ratio_masked": median["masked"] / slowest}
                     row["GFLOP/s"] = 4 * heads * dim * (new * context + new * (new + 1) / 2) / slowest / 1e9
                     rows.append(row)
@@ -105,7 +116,7 @@ def main():
     torch.manual_seed(0)
     results = {}
     if args.only != "deltas":
-        results |= bench_decode((1024, 16384) if args.quick else (*CONTEXTS, 65536))
+        results |= bench_decode((16384,) if args.quick else CONTEXTS)
         print(f"GB/s read by {torch.get_num_threads()} threads: {results['readers_GB/s']}")
         print_table(results["decode"])
     if args.only != "decode":

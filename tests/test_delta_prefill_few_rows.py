@@ -1,4 +1,4 @@
-"""delta_prefill at the edges of its form for few rows, which on the CPU reads keys and values where they lie."""
+"""delta_prefill at the edges of its form for few rows, which on the CPU takes keys and values in the order of memory."""
 
 import math
 import random
@@ -6,7 +6,7 @@ import random
 import pytest
 import reference
 import torch
-from attention_cases import LOW, check, fp8_scales, make_attention, run, skip_unless, tree_options
+from attention_cases import LOW, check, fp8_scales, make_attention, one_sequence, run, skip_unless, tree_options
 from backends import FLOATS, FP8
 from cases import LAYOUTS, fill, random_tree, same_bits
 
@@ -111,3 +111,27 @@ def test_exact_splits_do_not_see_the_number_of_threads(backend, dtype):
     for out, lse in got[1:]:
         assert same_bits(out, got[0][0])
         assert same_bits(lse, got[0][1])
+
+
+FORMS = [
+    {"heads": 1, "kv_heads": 1, "head_dim": 256, "dtype": torch.float32},
+    {"heads": 2, "kv_heads": 2, "head_dim": 128, "window_left": 700},
+    {"heads": 3, "kv_heads": 1, "head_dim": 80},
+    {"heads": 4, "kv_heads": 2, "head_dim": 192, "dtype": torch.float16, "layout": "interleaved"},
+    {"heads": 5, "kv_heads": 1, "cache_dtype": FP8, "softcap": 20.0},
+]
+
+
+@pytest.mark.each_isa
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_few_and_many_rows_have_the_same_bits(backend, settings):
+    """num_splits = -1: 40 tokens in one call are packed, a few of them take the other form."""
+    if backend.name != "cpu":
+        pytest.skip("the forms are the CPU's")
+    case = make_attention(backend, [40], [1170], **settings)
+    case.block_table[0, 69] = -1
+    out, lse = check(backend, case, -1)
+    for start, stop in ((0, 1), (1, 3), (3, 6), (6, 10), (10, 15), (15, 40)):
+        got_out, got_lse = run(backend, one_sequence(case, 0, start, stop), -1)
+        assert same_bits(got_out, out[start:stop])
+        assert same_bits(got_lse.contiguous(), lse[:, start:stop].contiguous())

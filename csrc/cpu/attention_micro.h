@@ -122,28 +122,90 @@ inline void micro_rows(int rows, const uint32_t* a, int64_t a_stride, const uint
   }
 }
 
+// kChains chains of a score side by side (see kChain), for rows too few to fill the multipliers otherwise: c
+// = their sum in order, added to what is there unless these are the first ones.
+template <class Steps, int kRows, int kChains>
+inline void micro_chains(const uint32_t* a, int64_t a_stride, const uint32_t* b, float* c, int64_t c_stride,
+                         bool first) {
+  Vec acc[kChains][kRows][kMicroVecs];
+#pragma GCC unroll 4
+  for (int k = 0; k < kChains; ++k) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kMicroVecs; ++v) acc[k][r][v] = zero();
+    }
+  }
+  for (int64_t s = 0; s < Steps::kChain; ++s) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kChains; ++k) {
+      const int64_t step = k * Steps::kChain + s;
+#pragma GCC unroll 4
+      for (int v = 0; v < kMicroVecs; ++v) {
+        const Vec column = Steps::column(b + step * kMicroColumns + v * kLanes);
+#pragma GCC unroll 2
+        for (int r = 0; r < kRows; ++r) {
+          acc[k][r][v] = Steps::mac(acc[k][r][v], a + r * a_stride + step, column);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kMicroVecs; ++v) {
+      float* to = c + r * c_stride + v * kLanes;
+      Vec sum = first ? acc[0][r][v] : add(load(to), acc[0][r][v]);
+#pragma GCC unroll 4
+      for (int k = 1; k < kChains; ++k) sum = add(sum, acc[k][r][v]);
+      store(to, sum);
+    }
+  }
+}
+
+// scores[rows][kMicroColumns] of one key panel [steps][kMicroColumns].
+template <class Steps>
+void score_panel(int64_t rows, const uint32_t* q, int64_t q_stride, const uint32_t* b, int64_t steps,
+                 float* scores, int64_t score_stride) {
+  const float ones[] = {1, 1, 1, 1, 1, 1};
+  for (int64_t r = 0; r < rows;) {
+    const int64_t left = rows - r;
+    const int count = left == 7 || left == 8 ? 4 : static_cast<int>(left < kMicroRows ? left : kMicroRows);
+    const uint32_t* a = q + r * q_stride;
+    float* c = scores + r * score_stride;
+    int64_t s = 0;
+    if constexpr (Steps::kChain < 1024) {
+      for (; count == 1 && steps - s >= 4 * Steps::kChain; s += 4 * Steps::kChain)
+        micro_chains<Steps, 1, 4>(a + s, q_stride, b + s * kMicroColumns, c, score_stride, s == 0);
+      for (; count == 1 && steps - s >= 2 * Steps::kChain; s += 2 * Steps::kChain)
+        micro_chains<Steps, 1, 2>(a + s, q_stride, b + s * kMicroColumns, c, score_stride, s == 0);
+      for (; count == 2 && steps - s >= 2 * Steps::kChain; s += 2 * Steps::kChain)
+        micro_chains<Steps, 2, 2>(a + s, q_stride, b + s * kMicroColumns, c, score_stride, s == 0);
+    }
+    for (int64_t end; s < steps; s = end) {
+      end = steps - s < Steps::kChain ? steps : s + Steps::kChain;
+      const uint32_t* from = b + s * kMicroColumns;
+      if (s == 0) {
+        micro_rows<Steps, kMicroVecs, false>(count, a, q_stride, from, kMicroColumns, end, c, score_stride,
+                                             nullptr);
+      } else {
+        micro_rows<Steps, kMicroVecs, true>(count, a + s, q_stride, from, kMicroColumns, end - s, c,
+                                            score_stride, ones);
+      }
+    }
+    r += count;
+  }
+}
+
 // scores[rows][keys] of the key panels [first_panel, panels): k is [panel][panel_steps][kMicroColumns].
 template <class Steps>
 void score_panels(int64_t rows, const uint32_t* q, int64_t q_stride, const uint32_t* k, int64_t panel_steps,
                   int64_t steps, int64_t first_panel, int64_t panels, float* scores, int64_t score_stride,
                   TilePrefetch& next) {
-  const float ones[] = {1, 1, 1, 1, 1, 1};
   for (int64_t panel = first_panel; panel < panels; ++panel) {
     next.issue(16);
-    const uint32_t* b = k + panel * panel_steps * kMicroColumns;
-    for (int64_t r = 0; r < rows; r += kMicroRows) {
-      const int count = static_cast<int>(rows - r < kMicroRows ? rows - r : kMicroRows);
-      const uint32_t* a = q + r * q_stride;
-      float* c = scores + r * score_stride + panel * kMicroColumns;
-      int64_t end = steps < Steps::kChain ? steps : Steps::kChain;
-      micro_rows<Steps, kMicroVecs, false>(count, a, q_stride, b, kMicroColumns, end, c, score_stride,
-                                           nullptr);
-      for (int64_t s = end; s < steps; s = end) {
-        end = steps < s + Steps::kChain ? steps : s + Steps::kChain;
-        micro_rows<Steps, kMicroVecs, true>(count, a + s, q_stride, b + s * kMicroColumns, kMicroColumns,
-                                            end - s, c, score_stride, ones);
-      }
-    }
+    score_panel<Steps>(rows, q, q_stride, k + panel * panel_steps * kMicroColumns, steps,
+                       scores + panel * kMicroColumns, score_stride);
   }
 }
 

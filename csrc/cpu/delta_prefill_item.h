@@ -2,67 +2,13 @@
 // or into partial states.
 //
 // Many rows: a tile of keys and values is packed once and used by all of them, kBlockRows at a time: scores,
-// softmax, weighted values. Few rows read keys and values where they lie (attention_rows.h). Heads take turns
-// within a tile, so that memory is read as it lies in the usual pools. In either form a row's arithmetic is
-// the same however many rows there are; num_splits = -1 has only the packed form.
+// softmax, weighted values. Few rows take keys and values a few at a time, all heads in turn, in the order in
+// which they lie in the usual pools (attention_rows.h). Both give the same bits: a row's arithmetic is the
+// same however many rows there are.
 #pragma once
-#include "attention_rows.h"
-#include "attention_softmax.h"
-#include "delta_prefill_plan.h"
+#include "delta_prefill_memory.h"
 
 namespace skv::cpu::SKV_ISA {
-
-constexpr int64_t kBlockRows = 48;
-// Keys and values of all heads that are looked at together in place: with those being fetched meanwhile they
-// stay in the L2 cache.
-constexpr int64_t kPlaceBytes = 128 << 10;
-static_assert(kBlockRows % kMicroRows == 0 && kTileKeys % kMicroColumns == 0 && kTileKeys % kPackKeys == 0);
-
-// The memory of one item, carved out of the thread's scratch.
-struct ItemMemory {
-  uint32_t *q, *k, *v, *staging;
-  float *acc, *folded, *scores, *shrink;
-  uint32_t* weights;
-  RowState *state, *folded_state;
-  int32_t *begin, *end;         // visible keys of every row, the same for all heads
-  const char **keys, **values;  // of this tile and the next: kTileKeys of each
-};
-
-template <class Steps>
-class Carver {
- public:
-  // With base == nullptr it only counts.
-  static int64_t carve(char* base, int64_t rows, int64_t heads, bool folds, const PackShape<Steps>& shape,
-                       ItemMemory& memory) {
-    Carver c{base, 0};
-    c.take(memory.q, heads * rows * shape.row_steps);
-    c.take(memory.k, kTileKeys * shape.row_steps);
-    c.take(memory.v, kTileKeys / Steps::kPerStep * shape.width);
-    c.take(memory.staging, kPackKeys * shape.row_steps);
-    c.take(memory.acc, heads * rows * shape.width);
-    c.take(memory.folded, folds ? heads * rows * shape.width : 0);
-    c.take(memory.scores, kBlockRows * kTileKeys);
-    c.take(memory.weights, kBlockRows * kTileKeys / Steps::kPerStep);
-    c.take(memory.shrink, kBlockRows);
-    c.take(memory.state, heads * rows);
-    c.take(memory.folded_state, folds ? heads * rows : 0);
-    c.take(memory.begin, rows);
-    c.take(memory.end, rows);
-    c.take(memory.keys, 2 * kTileKeys);
-    c.take(memory.values, 2 * kTileKeys);
-    return c.used_;
-  }
-
- private:
-  Carver(char* base, int64_t used) : base_(base), used_(used) {}
-  template <class T>
-  void take(T*& pointer, int64_t count) {
-    if (base_ != nullptr) pointer = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-  }
-  char* base_;
-  int64_t used_;
-};
 
 template <class Steps>
 class ItemRunner {
@@ -77,19 +23,21 @@ class ItemRunner {
     length = p.seqused_k[item.sequence];
     rows = item.row_end - item.row_begin;
     heads = item.head_end - item.head_begin;
+    streams = rows <= kStreamRows && shape.head_dim % RowLoad<Steps>::kElements == 0;
     const bool folds = item.fold_tiles > 0;
-    const int64_t bytes = Carver<Steps>::carve(nullptr, rows, heads, folds, shape, m);
-    Carver<Steps>::carve(static_cast<char*>(thread_scratch(kItemScratch, bytes)), rows, heads, folds, shape,
-                         m);
+    const int64_t bytes = Carver<Steps>::carve(nullptr, rows, heads, folds, streams, shape, m);
+    Carver<Steps>::carve(static_cast<char*>(thread_scratch(kItemScratch, bytes)), rows, heads, folds, streams,
+                         shape, m);
   }
 
   void run() {
     find_ranges();
     for (int64_t h = 0; h < heads; ++h) load_query(h);
     clear_state(m.acc, m.state);
-    if (in_place()) return run_in_place();
     const bool folds = item.fold_tiles > 0;
     if (folds) clear_state(m.folded, m.folded_state);
+    if (streams) std::memset(m.zeros, 0, sizeof(uint32_t) * static_cast<size_t>(shape.row_steps));
+    RowPrefetch prefetch(heads, row_bytes());
     Tile next = item.tiles.begin < item.tiles.end ? locate(item.tiles.begin) : Tile{};
     for (int64_t tile = item.tiles.begin; tile < item.tiles.end; ++tile) {
       if (folds && tile != item.tiles.begin && tile % item.fold_tiles == 0) {
@@ -98,6 +46,10 @@ class ItemRunner {
       }
       const Tile now = next;
       next = tile + 1 < item.tiles.end ? locate(tile + 1) : Tile{};
+      if (streams) {
+        stream_tile(now, next, tile == item.tiles.begin, prefetch);
+        continue;
+      }
       for (int64_t h = 0; h < heads; ++h)
         run_head(now, h, h + 1 < heads ? now : next, h + 1 < heads ? h + 1 : 0);
     }
@@ -197,72 +149,94 @@ class ItemRunner {
         t.values[key - first] = block < 0 ? nullptr : v;
       }
     }
-    for (int64_t i = t.count < 0 ? 0 : t.count; i % kLanes != 0; ++i) t.keys[i] = t.values[i] = nullptr;
+    for (int64_t i = t.count < 0 ? 0 : t.count; i % kPackKeys != 0; ++i) t.keys[i] = t.values[i] = nullptr;
     return t;
   }
 
-  // Whether keys and values are read where they lie: the same for all items of a sequence.
-  bool in_place() const {
-    return p.num_splits >= 0 && num_tokens * group <= RowLoad<Steps>::kMostRows &&
-           shape.head_dim % RowLoad<Steps>::kElements == 0;
+  int64_t row_bytes() const { return shape.head_dim * element_size(p.cache.dtype); }
+  int64_t k_offset(int64_t h) const {
+    return (item.head_begin + h) * p.k_cache.head_stride * element_size(p.cache.dtype);
+  }
+  int64_t v_offset(int64_t h) const {
+    return (item.head_begin + h) * p.v_cache.head_stride * element_size(p.cache.dtype);
   }
 
-  void run_in_place() {
-    const int64_t bytes = element_size(p.cache.dtype), row_bytes = shape.head_dim * bytes;
-    const int64_t k_head = p.k_cache.head_stride * bytes, v_head = p.v_cache.head_stride * bytes;
-    std::memset(m.staging, 0, sizeof(uint32_t) * static_cast<size_t>(shape.row_steps));
-    int64_t keys = kPlaceBytes / (2 * row_bytes * p.cache.num_kv_heads) / 16 * 16;
-    keys = keys < 16 ? 16 : keys > kTileKeys ? kTileKeys : keys;
-    Tile next = item.tiles.begin < item.tiles.end ? locate(item.tiles.begin) : Tile{};
-    for (int64_t tile = item.tiles.begin; tile < item.tiles.end; ++tile) {
-      const Tile now = next;
-      next = tile + 1 < item.tiles.end ? locate(tile + 1) : Tile{};
-      for (int64_t first = 0; first < now.count; first += keys) {
-        const bool stays = first + keys < now.count;
-        const Tile& ahead = stays ? now : next;
-        const int64_t from = stays ? first + keys : 0, left = ahead.count - from;
-        RowPrefetch prefetch(ahead.keys + from, ahead.values + from, left < keys ? left : keys,
-                             item.head_begin, heads, k_head, v_head, row_bytes);
-        const int64_t end = first + keys < now.count ? first + keys : now.count;
-        for (int64_t h = 0; h < heads; ++h) rows_in_place(now, h, first, end, prefetch);
+  // All rows of all heads over one tile.
+  void stream_tile(const Tile& t, const Tile& next, bool is_first, RowPrefetch& prefetch) {
+    const int64_t bytes = element_size(p.cache.dtype);
+    const int64_t k_stride = p.k_cache.head_stride * bytes, v_stride = p.v_cache.head_stride * bytes;
+    prefetch.start({t.keys, t.count, k_offset(0), k_stride}, {t.values, t.count, v_offset(0), v_stride},
+                   {next.keys, next.count, k_offset(0), k_stride}, is_first);
+    const KeyRange seen = seen_keys(t.first, 0, t.count, 0, rows);
+    if (seen.begin >= seen.end) return;
+    const int64_t first = seen.begin / kMicroColumns * kMicroColumns;
+    const int64_t last = (seen.end + kMicroColumns - 1) / kMicroColumns * kMicroColumns;
+    for (int64_t key = first; key < last; key += kMicroColumns) stream_keys(t, key, prefetch);
+    for (int64_t h = 0; h < heads; ++h) softmax_rows(t, h, 0, rows, first, last, seen.end, h * rows);
+    with_cache_element([&](auto zero) {
+      for (int64_t key = first; key < last; key += kMicroColumns)
+        stream_values<decltype(zero)>(t, key, seen, prefetch);
+      for (int64_t r = 0; r < heads * rows; ++r)
+        RowLoad<Steps>::in_order(static_cast<decltype(zero)*>(nullptr), m.sums + r * shape.width,
+                                 shape.width);
+    });
+    for (int64_t r = 0; r < heads * rows; ++r) {
+      float *acc = m.acc + r * shape.width, *sums = m.sums + r * shape.width;
+      const Vec shrink = splat(m.shrink[r]);
+      for (int64_t j = 0; j < shape.width; j += kLanes)
+        store(acc + j, fma(load(acc + j), shrink, load(sums + j)));
+    }
+  }
+
+  template <class F>
+  void with_cache_element(F&& f) {
+    if constexpr (Steps::kPerStep == 1) {
+      if (p.cache.dtype == DType::kFloat32) return f(float{});
+      if (p.cache.dtype == DType::kFloat16) return f(Half{});
+    }
+    if (p.cache.dtype == DType::kBFloat16) return f(BFloat16{});
+    f(Fp8{});
+  }
+
+  // Scores of kMicroColumns keys.
+  void stream_keys(const Tile& t, int64_t key, RowPrefetch& prefetch) {
+    const int64_t per_key = (shape.row_steps + kPackKeys - 1) / kPackKeys;
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t i = 0; i < kMicroColumns; i += kPackKeys) {
+        prefetch.aim();
+        pack_key_group(shape, {t.keys, k_offset(h)}, p.cache.dtype, key + i, t.count, m.k + i, m.staging,
+                       [&](int64_t step) { prefetch.fetch(step / per_key, (step + 16) / per_key); });
+      }
+      score_panel<Steps>(rows, m.q + h * rows * shape.row_steps, shape.row_steps, m.k, shape.steps,
+                         m.scores + h * rows * kTileKeys + key, kTileKeys);
+    }
+  }
+
+  // Weighted values of kMicroColumns keys.
+  template <class T>
+  void stream_values(const Tile& t, int64_t key, const KeyRange& seen, RowPrefetch& prefetch) {
+    constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
+    const int64_t vecs = shape.width / kLanes;
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t offset = v_offset(h), row = h * rows;
+      for (int64_t first = key; first < key + kMicroColumns; first += kPackKeys) {
+        prefetch.aim();
+        if (first >= seen.end || first + kPackKeys <= seen.begin) continue;
+        const int64_t count = seen.end - first < kPackKeys ? seen.end - first : kPackKeys;
+        const T* values[kPackKeys];
+        for (int i = 0; i < kPackKeys; ++i) {
+          const char* value = i < count ? t.values[first + i] : nullptr;
+          values[i] =
+              static_cast<const T*>(value == nullptr ? m.zeros : static_cast<const void*>(value + offset));
+        }
+        add_values<Steps, T>(rows, m.weights + row * kWeightSteps + first / Steps::kPerStep, kWeightSteps,
+                             values, (count + Steps::kPerStep - 1) / Steps::kPerStep, shape.width,
+                             m.sums + row * shape.width, shape.width, first <= seen.begin,
+                             [&](int64_t v, int64_t some) {
+                               prefetch.fetch(v * kPackKeys / vecs, (v + some) * kPackKeys / vecs);
+                             });
       }
     }
-    store_rows(m.acc, m.state);
-  }
-
-  void rows_in_place(const Tile& t, int64_t h, int64_t begin, int64_t end, RowPrefetch& prefetch) {
-    switch (p.cache.dtype) {
-      case DType::kFloat8E4M3:
-        return rows_in_place_of<Fp8>(t, h, begin, end, prefetch);
-      case DType::kBFloat16:
-        return rows_in_place_of<BFloat16>(t, h, begin, end, prefetch);
-      case DType::kFloat16:
-        if constexpr (Steps::kPerStep == 1) rows_in_place_of<Half>(t, h, begin, end, prefetch);
-        return;
-      case DType::kFloat32:
-        if constexpr (Steps::kPerStep == 1) rows_in_place_of<float>(t, h, begin, end, prefetch);
-        return;
-    }
-  }
-
-  // All rows of head h over keys [begin, end) of the tile.
-  template <class T>
-  void rows_in_place_of(const Tile& t, int64_t h, int64_t begin, int64_t end, RowPrefetch& prefetch) {
-    const int64_t bytes = element_size(p.cache.dtype), kv_head = item.head_begin + h;
-    const RowsInPlace<T> keys{t.keys, kv_head * p.k_cache.head_stride * bytes, m.staging};
-    const RowsInPlace<T> values{t.values, kv_head * p.v_cache.head_stride * bytes, m.staging};
-    const KeyRange seen = seen_keys(t.first, begin, end, 0, rows);
-    if (seen.begin >= seen.end) return;
-    const int64_t key_lines = (shape.head_dim * bytes + 63) / 64;
-    const int64_t first = seen.begin / kLanes * kLanes, last = (seen.end + kLanes - 1) / kLanes * kLanes;
-    dot_rows<Steps, T>(rows, m.q + h * rows * shape.row_steps, shape.row_steps, keys, first, last,
-                       shape.head_dim / RowLoad<Steps>::kElements, m.scores, kTileKeys, prefetch, key_lines);
-    softmax_rows(t, h, 0, rows, first, last, seen.end);
-    constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
-    add_rows<Steps, T>(rows, m.weights, kWeightSteps, values, seen.begin / Steps::kPerStep,
-                       (seen.end + Steps::kPerStep - 1) / Steps::kPerStep, shape.width,
-                       m.acc + h * rows * shape.width, shape.width, m.shrink, prefetch,
-                       key_lines * Steps::kPerStep);
   }
 
   // Keys of [begin, end) of the tile at `first` that some row of [row, row + count) sees.
@@ -280,32 +254,30 @@ class ItemRunner {
   }
 
   // Products [first, last) of rows [row, row + count) -> their weights and the factors by which what was
-  // accumulated before shrinks. Keys from `seen_end` on are seen by none of them.
+  // accumulated before shrinks. Keys from `seen_end` on are seen by none of them. `at`: their place in
+  // scores, weights and shrink.
   void softmax_rows(const Tile& t, int64_t h, int64_t row, int64_t count, int64_t first, int64_t last,
-                    int64_t seen_end) {
+                    int64_t seen_end, int64_t at) {
     const ScoreScale score_scale{p.softmax_scale * scale_at(p.k_scale, h), p.softcap};
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
     const auto from = static_cast<int>(first), to = static_cast<int>(last);
     for (int64_t r = 0; r < count; ++r) {
-      float* s = m.scores + r * kTileKeys;
+      float* s = m.scores + (at + r) * kTileKeys;
       const int64_t end = m.end[row + r] - t.first;
       float maximum = mask_scores(s, from, to, static_cast<int>(clamp(m.begin[row + r] - t.first)),
                                   static_cast<int>(clamp(end < seen_end ? end : seen_end)), score_scale);
       if (hide_keys(s, row + r, t, seen_end)) maximum = maximum_of(s, from, to);
-      m.shrink[r] = softmax_row(s, reinterpret_cast<E*>(m.weights + r * kWeightSteps), from, to, maximum,
-                                m.state[h * rows + row + r]);
+      m.shrink[at + r] = softmax_row(s, reinterpret_cast<E*>(m.weights + (at + r) * kWeightSteps), from, to,
+                                     maximum, m.state[h * rows + row + r]);
     }
   }
 
   // All rows of head h over one tile, while the rows of next_h in `next` are fetched.
   void run_head(const Tile& t, int64_t h, const Tile& next, int64_t next_h) {
-    const int64_t bytes = element_size(p.cache.dtype);
-    const int64_t k_head = p.k_cache.head_stride * bytes, v_head = p.v_cache.head_stride * bytes;
-    const int64_t kv_head = item.head_begin + h, next_kv_head = item.head_begin + next_h;
-    TilePrefetch prefetch(next.keys, next_kv_head * k_head, next.values, next_kv_head * v_head, next.count,
-                          shape.head_dim * bytes);
-    pack_keys(shape, {t.keys, kv_head * k_head}, p.cache.dtype, t.count, m.k, m.staging, prefetch);
-    pack_values(shape, {t.values, kv_head * v_head}, p.cache.dtype, t.count, m.v, m.staging, prefetch);
+    TilePrefetch prefetch(next.keys, k_offset(next_h), next.values, v_offset(next_h), next.count,
+                          row_bytes());
+    pack_keys(shape, {t.keys, k_offset(h)}, p.cache.dtype, t.count, m.k, m.staging, prefetch);
+    pack_values(shape, {t.values, v_offset(h)}, p.cache.dtype, t.count, m.v, m.staging, prefetch);
     for (int64_t r = 0; r < rows; r += kBlockRows) {
       run_block(t, h, r, rows - r < kBlockRows ? rows - r : kBlockRows, prefetch);
     }
@@ -319,7 +291,7 @@ class ItemRunner {
     const int64_t panels = (seen.end + kMicroColumns - 1) / kMicroColumns;
     score_panels<Steps>(block_rows, m.q + state_row * shape.row_steps, shape.row_steps, m.k, shape.row_steps,
                         shape.steps, first_panel, panels, m.scores, kTileKeys, prefetch);
-    softmax_rows(t, h, row, block_rows, first_panel * kMicroColumns, panels * kMicroColumns, seen.end);
+    softmax_rows(t, h, row, block_rows, first_panel * kMicroColumns, panels * kMicroColumns, seen.end, 0);
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
     const int64_t first_step = first_panel * kMicroColumns / Steps::kPerStep;
     const int64_t last_step = (seen.end + Steps::kPerStep - 1) / Steps::kPerStep;
@@ -405,6 +377,7 @@ class ItemRunner {
   PackShape<Steps> shape;
   ItemMemory m{};
   int64_t group, first_token, num_tokens, length, rows, heads;
+  bool streams;  // few rows
   KeyRange all;  // keys that some row of the item sees
 };
 
