@@ -99,8 +99,8 @@ def attention() -> str:
     heads = ["dtype", "head_dim", "context", "delta", "ms, blocks of 16", "torch SDPA ms", "ratio", "GFLOP/s"]
     text = (
         f"`delta_prefill` on the CPU against torch's SDPA on contiguous KV ({source(result, 'bench_delta_prefill')}): "
-        f"deltas of 64 and more at least {least:.1f}x faster in every cell, {least_invariant:.1f}x with num_splits = -1, "
-        "which engines that are deterministic ask for.\n\n"
+        f"deltas of 64 and more at least {least:.1f}x faster in every cell, at least {least_invariant:.1f}x with "
+        "num_splits = -1, which deterministic engines ask for.\n\n"
         "One token at 16k context, beside the fastest reader of large arrays "
         f"({source(decodes, 'bench_delta_prefill_decode')}):"
     )

@@ -1,4 +1,4 @@
-"""delta_prefill at the edges of its form for few rows, which on the CPU takes keys and values in the order of memory."""
+"""delta_prefill at the edges of its form for few rows, which on the CPU reads keys and values in memory order."""
 
 import math
 import random
