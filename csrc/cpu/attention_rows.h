@@ -6,6 +6,7 @@
 // the packed form (attention_micro.h): a row's bits do not depend on which form computes it.
 #pragma once
 #include "attention_pack.h"
+#include "delta_prefill_plan.h"
 
 namespace skv::cpu::SKV_ISA {
 
@@ -94,60 +95,63 @@ struct RowLoad<BFloat16Steps> {
 };
 #endif
 
-// What is read soon, fetched into the L1 cache a row at a time while other things are computed: units of
-// kPackKeys rows of one head, in the order in which they are taken, kLead of them ahead.
+// What is read soon, fetched into the L2 cache some lines at a time while other things are computed, kLead
+// bytes ahead in the order of addresses: kPackKeys rows after another, all heads of a row where they lie side
+// by side, else head by head.
 class RowPrefetch {
  public:
-  static constexpr int kLead = 2;
+  static constexpr int64_t kLead = 16 << 10;
   struct Rows {
     const char* const* rows;  // of KV head 0, null = nothing there
     int64_t count, first_head, head_stride;
   };
   // row_bytes: of one head. Offsets and strides in bytes.
-  RowPrefetch(int64_t heads, int64_t row_bytes) : heads_(heads), row_bytes_(row_bytes) {}
-  // The order: all of `keys`, all of `values`, then `next_keys`. The first kLead units of `keys` were fetched
-  // at the end of the call before, unless is_first.
-  void start(const Rows& keys, const Rows& values, const Rows& next_keys, bool is_first) {
+  RowPrefetch(int64_t heads, int64_t row_bytes) : heads_(heads), row_bytes_(row_bytes) {
+    const int64_t group = kPackKeys * heads * row_bytes;
+    early_ = (kLead + group - 1) / group * kPackKeys;
+    early_ = early_ < kTileKeys ? early_ : kTileKeys - kPackKeys;
+  }
+  // The order: all of `keys`, all of `values`, then what leads over from the one to the next call's keys.
+  void start(const Rows& keys, const Rows& values, Rows next_keys, bool is_first) {
+    next_keys.count = next_keys.count < early_ ? next_keys.count : early_;
     lots_[0] = keys, lots_[1] = values, lots_[2] = next_keys;
-    lot_ = 0, block_ = head_ = group_ = 0;
-    for (int i = 0; i < kLead; ++i) {
-      aim();
-      if (is_first) fetch(0, kPackKeys);
-    }
+    lot_ = key_ = head_ = 0;
+    group_ = is_first ? 0 : early_;
+    at_ = end_ = nullptr;
+    if (is_first) fetch(early_ * heads_ * row_bytes_);
   }
-  // The next unit becomes that of fetch().
-  void aim() {
-    count_ = 0;
-    while (lot_ < 3 && block_ >= lots_[lot_].count) ++lot_, block_ = 0;
-    if (lot_ == 3) return;
-    const Rows& lot = lots_[lot_];
-    const int64_t first = block_ + group_, left = lot.count - first;
-    const int64_t offset = lot.first_head + head_ * lot.head_stride;
-    count_ = left < kPackKeys ? left : kPackKeys;
-    for (int64_t i = 0; i < count_; ++i) {
-      const char* row = lot.rows[first + i];
-      rows_[i] = row == nullptr ? nullptr : row + offset;
-    }
-    group_ += kPackKeys;
-    if (group_ < kMicroColumns) return;
-    group_ = 0;
-    if (++head_ < heads_) return;
-    head_ = 0;
-    block_ += kMicroColumns;
-  }
-  void fetch(int64_t first, int64_t last) const {
-    last = last < count_ ? last : count_;
-    for (int64_t i = first; i < last; ++i) {
-      for (int64_t b = 0; b < row_bytes_; b += 64) __builtin_prefetch(rows_[i] + b, 0, 3);
+  void fetch(int64_t bytes) {
+    for (; bytes > 0; bytes -= kStep, at_ += kStep) {
+      while (at_ >= end_) {
+        if (!next_row()) return;
+      }
+#pragma GCC unroll 4
+      for (int64_t b = 0; b < kStep; b += 64) __builtin_prefetch(at_ + b, 0, 2);
     }
   }
 
  private:
+  static constexpr int64_t kStep = 256;
+  bool next_row() {
+    while (lot_ < 3 && group_ >= lots_[lot_].count) ++lot_, group_ = 0;
+    if (lot_ == 3) return false;
+    const Rows& lot = lots_[lot_];
+    const bool together = lot.head_stride == row_bytes_;
+    if (const char* row = lot.rows[group_ + key_]) {
+      at_ = row + lot.first_head + head_ * lot.head_stride;
+      end_ = at_ + (together ? heads_ : 1) * row_bytes_;
+    }
+    if (++key_ < kPackKeys && group_ + key_ < lot.count) return true;
+    key_ = 0;
+    if (!together && ++head_ < heads_) return true;
+    head_ = 0;
+    group_ += kPackKeys;
+    return true;
+  }
   Rows lots_[3] = {};
-  int64_t heads_, row_bytes_;
-  int64_t lot_ = 3, block_ = 0, head_ = 0, group_ = 0;
-  const char* rows_[kPackKeys];
-  int64_t count_ = 0;  // rows of the unit
+  int64_t heads_, row_bytes_, early_;
+  int64_t lot_ = 3, group_ = 0, head_ = 0, key_ = 0;
+  const char *at_ = nullptr, *end_ = nullptr;
 };
 
 // sums[kRows][kVecs vectors], zero if `fresh`, += weights values: one chain over `steps` steps, whose rows

@@ -200,12 +200,11 @@ class ItemRunner {
 
   // Scores of kMicroColumns keys.
   void stream_keys(const Tile& t, int64_t key, RowPrefetch& prefetch) {
-    const int64_t per_key = (shape.row_steps + kPackKeys - 1) / kPackKeys;
+    const int64_t bytes = kPackKeys * row_bytes() / (shape.row_steps / 16);
     for (int64_t h = 0; h < heads; ++h) {
       for (int64_t i = 0; i < kMicroColumns; i += kPackKeys) {
-        prefetch.aim();
         pack_key_group(shape, {t.keys, k_offset(h)}, p.cache.dtype, key + i, t.count, m.k + i, m.staging,
-                       [&](int64_t step) { prefetch.fetch(step / per_key, (step + 16) / per_key); });
+                       [&](int64_t) { prefetch.fetch(bytes); });
       }
       score_panel<Steps>(rows, m.q + h * rows * shape.row_steps, shape.row_steps, m.k, shape.steps,
                          m.scores + h * rows * kTileKeys + key, kTileKeys);
@@ -216,11 +215,10 @@ class ItemRunner {
   template <class T>
   void stream_values(const Tile& t, int64_t key, const KeyRange& seen, RowPrefetch& prefetch) {
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
-    const int64_t vecs = shape.width / kLanes;
+    const int64_t bytes = kPackKeys * row_bytes() / (shape.width / kLanes);
     for (int64_t h = 0; h < heads; ++h) {
       const int64_t offset = v_offset(h), row = h * rows;
       for (int64_t first = key; first < key + kMicroColumns; first += kPackKeys) {
-        prefetch.aim();
         if (first >= seen.end || first + kPackKeys <= seen.begin) continue;
         const int64_t count = seen.end - first < kPackKeys ? seen.end - first : kPackKeys;
         const T* values[kPackKeys];
@@ -232,9 +230,7 @@ class ItemRunner {
         add_values<Steps, T>(rows, m.weights + row * kWeightSteps + first / Steps::kPerStep, kWeightSteps,
                              values, (count + Steps::kPerStep - 1) / Steps::kPerStep, shape.width,
                              m.sums + row * shape.width, shape.width, first <= seen.begin,
-                             [&](int64_t v, int64_t some) {
-                               prefetch.fetch(v * kPackKeys / vecs, (v + some) * kPackKeys / vecs);
-                             });
+                             [&](int64_t, int64_t some) { prefetch.fetch(some * bytes); });
       }
     }
   }
