@@ -33,8 +33,8 @@ class Engine:
     deterministic: True = bitwise the same logits and tokens for a turn from scratch, from the cache, with drafts or
     without, alone or in any batch and in any chunking (same processor, build and model); False = attention may split
     its work by what the batch looks like, and on the CPU read the KV of one or a few tokens where it lies, which is
-    faster in long contexts. None = True on the CPU, False on CUDA, which has no row_linear yet: True raises
-    NotImplementedError there.
+    faster in long contexts, and on a GPU the linears are torch's. None = True on the CPU, False on CUDA, until the
+    linears that True takes there have been timed.
     """
 
     def __init__(
@@ -60,16 +60,13 @@ class Engine:
                 raise ValueError(f"Engine: {name} is {value}, expected {low} to {high}")
         if speculation is not None and not isinstance(speculation, PromptLookup):
             raise TypeError(f"Engine: speculation is {speculation!r}, expected a PromptLookup or None")
-        if deterministic and model.device.type != "cpu":
-            raise NotImplementedError(
-                f"Engine: deterministic is True on {model.device.type}, expected False or None: row_linear, whose rows "
-                "do not depend on their number, is there on the CPU only"
-            )
         if model.device.type == "cuda" and model.dtype == torch.float32:
             raise NotImplementedError(
                 "Engine: the model's dtype is float32 on cuda, expected float16 or bfloat16: pass dtype=torch.bfloat16"
             )
         self.deterministic = model.device.type == "cpu" if deterministic is None else bool(deterministic)
+        if self.deterministic:
+            model = model.row_independent()
         self.model, self.block_size = model, block_size
         self.max_length = model.config.max_position
         max_blocks_per_seq = -(-self.max_length // block_size)

@@ -201,3 +201,12 @@ def pack_linear_weight(weight, panel=32):
     padded = torch.nn.functional.pad(weight, (0, -k % pair))
     parts = [p.reshape(p.size(0), -1, pair).transpose(0, 1).flatten() for p in padded.split(panel)]
     return torch.cat([weight.new_empty(0), *parts]).view(n, -(-k // pair), pair)
+
+
+def pack_linear_weight_cuda(weight):
+    """16-bit weights of whole blocks as [n / 8, k / 32, 8, 32]; others row-major, an odd k ends with a zero."""
+    n, k = weight.shape
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    if weight.element_size() == 2 and n % 8 == 0 and k % 32 == 0:
+        weight = weight.reshape(n // 8, 8, k // 32, 32).transpose(1, 2).reshape(n, k)
+    return torch.nn.functional.pad(weight, (0, -k % pair)).view(n, -(-k // pair), pair)

@@ -47,7 +47,7 @@ def threads_as_before():
 @pytest.mark.parametrize("n, k", SHAPES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_against_float64(backend, dtype, n, k):
-    for with_bias in (False, True):
+    for with_bias in (True,) if backend.emulated and n * k > 20000 else (False, True):
         x, weight, bias = inputs(40, n, k, dtype, backend.device, with_bias)
         packed = pack(backend, weight)
         before = Frozen(x=x, weight=weight, packed=packed, bias=bias)
@@ -63,6 +63,8 @@ def test_against_float64(backend, dtype, n, k):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_row_does_not_depend_on_its_call(backend, dtype):
     """Any number of rows, anywhere in the call, beside any others (NaN too), at any stride, alignment and threads."""
+    if backend.emulated:
+        pytest.skip("slow when emulated; test_every_number_of_rows is for that")
     for n, k in ((70, 700), (256, 1024)):
         x, weight, bias = inputs(700, n, k, dtype, backend.device)
         packed = pack(backend, weight)
@@ -83,6 +85,37 @@ def test_a_row_does_not_depend_on_its_call(backend, dtype):
             keep = ~poisoned
             assert same_bits(out[keep], want[chosen[keep]]), f"{rows} rows of {n} x {k}"
             assert out[poisoned].isnan().all()
+
+
+BORDERS = [*range(1, 19), *(size + i for size in (32, 48, 64, 80, 96, 128, 192, 256) for i in (-1, 0, 1)), 300]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_number_of_rows(backend, dtype):
+    """Rows across the borders of every tile that a GPU takes them in, from anywhere, packed and plain, at any stride.
+
+    What a GPU adds to the emulator: whether its mma sums alike in every row and column of a tile."""
+    n, k, most = (40, 160, 300) if backend.emulated else (136, 1600, 300)
+    x, weight, bias = inputs(most, n, k, dtype, backend.device)
+    packed = pack(backend, weight)
+    want = torch.cat([linear(backend, row[None], packed, bias) for row in x])
+    for rows in BORDERS if backend.emulated else range(1, most + 1):
+        first, offset = random.randint(0, most - rows), random.choice((0, 0, 8, 3))
+        placed = torch.full((rows, offset + k + 8), float("nan"), dtype=dtype, device=backend.device)
+        placed = placed[:, offset : offset + k]
+        placed.copy_(x[first : first + rows])
+        got = linear(backend, placed, random.choice((packed, weight)), bias)
+        assert same_bits(got, want[first : first + rows]), f"{rows} rows from {first}, {offset} elements off"
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_more_rows_than_a_grid_walks_together(backend, dtype):
+    """Thousands of rows: tiles of rows are taken in groups that share the weights they read."""
+    x, weight, _ = inputs(2200, 40, 24, dtype, backend.device, bias=False)
+    got = linear(backend, x, weight)
+    assert_close(got, reference.row_linear(x, weight), F.linear(x, weight))
+    for row in (0, 1023, 1024, 2047, 2048, 2199):
+        assert same_bits(linear(backend, x[row : row + 1], weight), got[row : row + 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -132,7 +165,8 @@ def test_packed_layout(backend, dtype):
     for n, k in SHAPES:
         weight = torch.randn(n, k + 5).to(dtype).to(backend.device)[:, 2 : 2 + k]
         packed = pack(backend, weight)
-        assert same_bits(packed, reference.pack_linear_weight(weight))
+        layout = reference.pack_linear_weight if backend.name == "cpu" else reference.pack_linear_weight_cuda
+        assert same_bits(packed, layout(weight))
         assert packed.numel() == n * (k + k % 2 if dtype == torch.bfloat16 else k)
         file = io.BytesIO()
         torch.save(packed, file)
@@ -148,9 +182,10 @@ def test_empty_calls(backend):
         x, weight, bias = inputs(rows, n, k, torch.bfloat16, backend.device)
         for w in (weight, pack(backend, weight)):
             assert linear(backend, x, w, bias).shape == (rows, n)
-    x, weight, bias = inputs(3, 40, 0, torch.float32, backend.device)
-    assert torch.equal(linear(backend, x, pack(backend, weight), bias), bias.expand(3, -1))
-    assert torch.equal(linear(backend, x, weight), torch.zeros(3, 40, device=backend.device))
+    for dtype in FLOATS:
+        x, weight, bias = inputs(70, 40, 0, dtype, backend.device)
+        assert torch.equal(linear(backend, x, pack(backend, weight), bias), bias.expand(70, -1))
+        assert torch.equal(linear(backend, x, weight), x.new_zeros(70, 40))
 
 
 def test_expanded_x_and_strided_plain_weights(backend):

@@ -4,6 +4,7 @@ A family file (llama.py, qwen2.py, ...) turns its config.json into a DecoderConf
 Hugging Face checkpoints, which these families have in common.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,21 +46,28 @@ class Linear:
     """x [rows, k] @ weight [n, k]^T + bias.
 
     On the CPU the weight is packed and a row's bits depend on that row alone, so that reuse, drafts and batching do not
-    change them (ops.row_linear); elsewhere it is torch's own.
+    change them (ops.row_linear); elsewhere it is torch's own until row_independent() is asked for.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        self.is_packed = weight.device.type == "cpu"
-        self.weight = ops.pack_linear_weight(weight) if self.is_packed else weight.t()
+        self.is_row_independent = weight.device.type == "cpu"
+        self.weight = ops.pack_linear_weight(weight) if self.is_row_independent else weight
+        self.transposed = None if self.is_row_independent else weight.t()
         self.bias = bias
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         """Writes and returns out [rows, n]."""
-        if self.is_packed:
+        if self.is_row_independent:
             return ops.row_linear(x, self.weight, self.bias, out)
         if self.bias is None:
-            return torch.mm(x, self.weight, out=out)
-        return torch.addmm(self.bias, x, self.weight, out=out)
+            return torch.mm(x, self.transposed, out=out)
+        return torch.addmm(self.bias, x, self.transposed, out=out)
+
+    def row_independent(self) -> "Linear":
+        """The same through ops.row_linear; the weight is shared, and on a GPU not packed."""
+        linear = copy.copy(self)
+        linear.is_row_independent = True
+        return linear
 
 
 class Buffers:
@@ -103,6 +111,13 @@ class Layer:
             take(mlp + "down_proj.weight"), take(mlp + "down_proj.bias") if config.mlp_bias else None
         )
 
+    def row_independent(self) -> "Layer":
+        layer = copy.copy(self)
+        for name, part in vars(self).items():
+            if isinstance(part, Linear):
+                setattr(layer, name, part.row_independent())
+        return layer
+
     def after_attention(self, b: Buffers, residual: Tensor) -> None:
         """Output projection, residual, MLP, residual, and the norm of what comes next: b.attention -> b.normed.
 
@@ -133,6 +148,15 @@ class Decoder:
             layer.next_norm = norm
         self.lm_head = Linear(self.embedding if config.tie_word_embeddings else place("lm_head.weight"))
         self.cos_sin = cos_sin_table(config.rope, config.max_position, device)
+
+    def row_independent(self) -> "Decoder":
+        """This model with linears whose rows do not depend on their number (ops.row_linear); weights are shared."""
+        if self.lm_head.is_row_independent:
+            return self
+        model = copy.copy(self)
+        model.layers = [layer.row_independent() for layer in self.layers]
+        model.lm_head = self.lm_head.row_independent()
+        return model
 
     def embed(self, token_ids: Tensor) -> tuple[Tensor, Buffers]:
         """The residual stream [rows, hidden], and buffers that hold the first layer's normed input."""
