@@ -70,4 +70,105 @@ KERNELS = [
             ],
         },
     ),
+    Kernel(
+        "row_linear",
+        "row_linear",
+        none="syncwarp fence bounds",
+        bugs={
+            "barrier": [Bug("row_linear_mma.cuh", "__syncthreads();", ";", "race")],
+            "wait": [
+                Bug(
+                    "row_linear_mma.cuh",
+                    "prim::cp_async_wait<Tile::kStages - 2>();",
+                    "prim::cp_async_wait<Tile::kStages - 1>();",
+                ),
+            ],
+            "init": [
+                Bug("row_linear_mma.cuh", "[i % 4] = 0.f;", "[i % 4] = 1.f;"),
+                Bug("row_linear_mma.cuh", "int stage = 0;", "int stage = Tile::kStage;"),
+            ],
+            "mask": [
+                Bug("row_linear_mma.cuh", "i < left && e < here ?", "i < left && e <= here ?"),
+                Bug("row_linear_mma.cuh", "pass_stride, i < left);", "pass_stride, i <= left);"),
+                Bug("row_linear_mma.cuh", "if (out_row >= p.rows) continue;", "if (out_row > p.rows) continue;"),
+                Bug("row_linear_mma.cuh", "bias && c < columns ?", "bias && c <= columns ?"),
+            ],
+            "stride": [
+                Bug("row_linear_mma.cuh", "out_row * p.out_stride", "out_row * p.n"),
+                Bug(
+                    "row_linear_mma.cuh",
+                    "column / kGroupColumns * l.layout.group_stride",
+                    "column / kGroupColumns * l.layout.block_stride",
+                ),
+                Bug("row_linear_mma.cuh", "kPassRows * launch.p.x_stride", "kPassRows * launch.p.k", nth=1),
+                Bug("row_linear.cuh", "p.packed ? padded_k(p.dtype, p.k) : p.weight_stride", "p.weight_stride"),
+            ],
+            "tail": [
+                Bug("row_linear_mma.cuh", "block + Tile::kBlocks <= min(", "block < min("),
+                Bug("row_linear_mma.cuh", "(l.p.k + kBlockK - 1) / kBlockK", "l.p.k / kBlockK"),
+                Bug("row_linear_mma.cuh", "c * 8 + 1 < columns", "c * 8 < columns"),
+                Bug("row_linear_mma.cuh", "min(launch.row_tiles - row_tile, kRowTilesTogether)", "kRowTilesTogether"),
+            ],
+            "align": [
+                Bug(
+                    "row_linear.cu",
+                    "launch.x_aligned = aligned(p.x, sizeof(T), {p.x_stride}, 16);",
+                    "launch.x_aligned = true;",
+                ),
+                Bug(
+                    "row_linear.cu",
+                    "launch.out_paired = aligned(p.out, out_size, {p.out_stride}, 2 * out_size);",
+                    "launch.out_paired = true;",
+                    "asan",
+                ),
+            ],
+            "narrow": [
+                Bug("row_linear_mma.cuh", "(first_row + row) * l.p.x_stride", "int((first_row + row) * l.p.x_stride)"),
+                Bug("row_linear_mma.cuh", "out_row * p.out_stride", "int(out_row * p.out_stride)"),
+            ],
+            "order": [
+                Bug("row_linear_mma.cuh", "i < Tile::kStages - 1; ++i", "i < Tile::kStages; ++i"),
+            ],
+        },
+    ),
+    Kernel(
+        "row_linear_f32",
+        "row_linear",
+        none="syncwarp wait fence bounds align order",
+        bugs={
+            "barrier": [
+                Bug("row_linear_f32.cuh", "__syncthreads();  // the tile before has been read", "", "race"),
+                Bug("row_linear_f32.cuh", "__syncthreads();\n#pragma", "\n#pragma", "race"),
+            ],
+            "init": [Bug("row_linear_f32.cuh", "chain[i / 4][i % 4] = 0.f;", "")],
+            "mask": [Bug("row_linear_f32.cuh", "k < k_left ?", "k <= k_left ?")],
+            "stride": [
+                Bug("row_linear_f32.cuh", "row * p.out_stride", "row * p.n"),
+                Bug("row_linear_f32.cuh", "bias[column]", "bias[row]"),
+            ],
+            "tail": [
+                Bug("row_linear_f32.cuh", " || k0 + kF32Depth >= p.k) {", ") {"),
+                Bug("row_linear_f32.cuh", "row >= p.rows || column >= p.n", "row >= p.rows || column > p.n"),
+            ],
+            "narrow": [Bug("row_linear_f32.cuh", "from[line * stride + k]", "from[int(line * stride) + k]")],
+        },
+    ),
+    Kernel(
+        "pack_linear_weight",
+        "row_linear",
+        none="barrier syncwarp wait fence init bounds order",
+        bugs={
+            "mask": [Bug("pack_linear_weight.cuh", "k < p.k ? *from", "k <= p.k ? *from")],
+            "stride": [
+                Bug("pack_linear_weight.cuh", "column * p.weight_stride", "column * p.k"),
+                Bug("row_linear.cuh", "kGroupColumns * p.k, kBlockK,", "p.k, kBlockK,"),
+            ],
+            "tail": [Bug("pack_linear_weight.cuh", "at >= p.n * pitch", "at > p.n * pitch")],
+            "align": [
+                Bug("pack_linear_weight.cu", "aligned(p.weight, sizeof(U), {p.weight_stride}, 16)", "true", "asan"),
+                Bug("pack_linear_weight.cu", "p.k % kCount == 0", "true"),
+            ],
+            "narrow": [Bug("pack_linear_weight.cuh", "column * p.weight_stride", "int(column * p.weight_stride)")],
+        },
+    ),
 ]

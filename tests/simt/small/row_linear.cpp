@@ -58,6 +58,9 @@ void multiply(DType dtype, DType out_dtype, const Shape& s) {
     pack.k = s.k;
     pack.dtype = dtype;
     cuda::pack_linear_weight(pack, nullptr);
+    for (int j = 0; j < s.n && pitch > s.k; ++j) {
+      small::expect(float(packed[j * pitch + s.k]) == 0.f, "an odd k does not end with a zero");
+    }
   }
   RowLinearParams p{};
   p.out = out.data() + s.out_shift;
@@ -91,6 +94,8 @@ void packed_rows() {
   multiply<__nv_bfloat16, float>(DType::kBFloat16, DType::kFloat32,
                                  {3, 10, 71, 0, 0, 0, 0, true, true, false});
 }
+void packed_unaligned() { half({4, 16, 64, 0, 1, 0, 0, true, true, false}); }
+void packed_odd() { half({3, 10, 70, 0, 0, 0, 0, true, true, false}); }
 void some_rows() { half({50, 70, 420, 0, 0, 0, 0, false, false, true}); }
 void some_rows_anywhere() { half({66, 33, 40, 1, 1, 1, 1, false, true, false}); }
 void many_rows() { half({200, 264, 136, 0, 0, 0, 0, true, false, true}); }
@@ -103,7 +108,7 @@ void f32_few() {
 }
 
 // Seventeen tiles of rows: more than walk over the columns together.
-void tall() { half({17 * 64, 40, 24, 0, 0, 0, 0, false, false, false}); }
+void tall() { half({17 * 128, 130, 24, 0, 0, 0, 0, false, false, false}); }
 
 // Bits of a row in every tiling, where the order of a sum shows.
 void same_bits() {
@@ -136,27 +141,36 @@ void same_bits() {
   }
 }
 
-void far_apart() {
+template <class T>
+void far_apart(DType dtype) {
   const int64_t stride = (int64_t(1) << 31) + 64;
-  small::Sparse<__half> x(stride + 64), weight(stride + 64), out(stride + 64);
-  for (int i = 0; i < 48; ++i) {
-    x[i] = weight[i] = x[stride + i] = weight[stride + i] = __half(small::number(i));
-  }
+  small::Sparse<T> x(stride + 64), weight(stride + 64), out(stride + 64);
+  Buffer<T> packed(2 * 48);
   double sum = 0;
-  for (int i = 0; i < 48; ++i) sum += double(small::number(i)) * double(small::number(i));
+  for (int i = 0; i < 48; ++i) {
+    x[i] = weight[i] = x[stride + i] = weight[stride + i] = T(small::number(i));
+    sum += double(small::number(i)) * double(small::number(i));
+  }
+  PackLinearWeightParams pack{packed.data(), weight.data(), stride, 2, 48, dtype};
+  cuda::pack_linear_weight(pack, nullptr);
   RowLinearParams p{};
   p.out = out.data();
   p.x = x.data();
-  p.weight = weight.data();
   p.out_stride = p.x_stride = p.weight_stride = stride;
-  p.out_dtype = p.dtype = DType::kFloat16;
+  p.out_dtype = p.dtype = dtype;
   p.rows = p.n = 2;
   p.k = 48;
-  cuda::row_linear(p, nullptr);
-  for (int64_t at : {int64_t(0), int64_t(1), stride, stride + 1}) {
-    small::expect(float(out[at]) == float(__half(float(sum))), "far apart: element " + std::to_string(at));
+  for (bool is_packed : {false, true}) {
+    p.packed = is_packed;
+    p.weight = is_packed ? packed.data() : weight.data();
+    cuda::row_linear(p, nullptr);
+    for (int64_t at : {int64_t(0), int64_t(1), stride, stride + 1}) {
+      small::expect(float(out[at]) == float(T(float(sum))), "far apart: element " + std::to_string(at));
+    }
   }
 }
+void far_apart_halves() { far_apart<__half>(DType::kFloat16); }
+void far_apart_floats() { far_apart<float>(DType::kFloat32); }
 
 // The table of tilings: rows alone decide up to 16; then whether large tiles keep the device busy.
 void tilings() {
@@ -177,8 +191,8 @@ void tilings() {
 }  // namespace
 
 int main() {
-  return small::run(
-      {tilings, few_rows, few_rows_anywhere, weights_anywhere, packed_blocks, packed_rows, some_rows,
-       some_rows_anywhere, many_rows, nothing_to_sum, f32, f32_few, tall, same_bits, far_apart},
-      2);
+  return small::run({tilings, few_rows, few_rows_anywhere, weights_anywhere, packed_blocks, packed_rows,
+                     packed_unaligned, packed_odd, some_rows, some_rows_anywhere, many_rows, nothing_to_sum,
+                     f32, f32_few, tall, same_bits, far_apart_halves, far_apart_floats},
+                    2);
 }
