@@ -223,9 +223,11 @@ def pack_linear_weight(weight: Tensor, packed: Tensor | None = None) -> Tensor:
 
     weight: float32, float16 or bfloat16, last dimension contiguous.
     packed: contiguous [n, ceil(k / pair), pair] of the same dtype and device, pair being 2 for bfloat16 and else 1;
-    allocated when None. It holds panels of 32 rows of the weight, each stored k first, in the memory of the weight.
-    Returns packed. It can be saved, loaded, copied and sent to another process, on any processor; a slice of it or
-    another dtype would be wrong (row_linear refuses what it can tell). The weight itself is not needed any more.
+    allocated when None. On the CPU it holds panels of 32 rows of the weight, each stored k first; on CUDA, of 16-bit
+    weights, blocks of 8 rows by 32 elements; in the memory of the weight either way.
+    Returns packed. It can be saved, loaded, copied and sent to another process, for the kind of device that packed it:
+    on a GPU, what the CPU packed would be wrong, and so would a slice of it or another dtype (row_linear refuses what
+    it can tell). The weight itself is not needed any more.
     Raises ValueError, TypeError, NotImplementedError for malformed arguments.
     """
     pair = 2 if weight.dtype == torch.bfloat16 else 1

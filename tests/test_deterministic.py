@@ -170,17 +170,11 @@ def test_linears_of_torch_would_be_noticed(folder, monkeypatch):
     assert two_ways(folder, torch.float32).different
 
 
-def test_it_is_the_default_on_the_cpu_and_refused_elsewhere(folder):
+def test_it_is_the_default_on_the_cpu(folder):
     engine = skv.Engine.from_pretrained(save("llama3", folder, SHAPE), num_blocks=8)
     assert engine.deterministic and engine._loop.num_splits == -1
     engine = skv.Engine.from_pretrained(save("llama3", folder, SHAPE), num_blocks=8, deterministic=False)
     assert not engine.deterministic and engine._loop.num_splits == 0
-
-    class Elsewhere:
-        device = torch.device("cuda")
-
-    with pytest.raises(NotImplementedError, match="deterministic is True on cuda, expected False or None"):
-        skv.Engine(Elsewhere(), deterministic=True)
 
 
 def test_scores_are_those_of_the_loop(folder):

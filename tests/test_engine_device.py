@@ -10,6 +10,7 @@ import stateful_kv as skv
 from stateful_kv import generate
 from stateful_kv.demo.main import blocks_on_gpu
 from stateful_kv.engine import Engine
+from stateful_kv.models import decoder
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,27 @@ def test_work_lists_shared_by_the_layers_give_the_same_bits(checkpoint, monkeypa
     engine = Engine(model, num_blocks=64, deterministic=num_splits == -1)
     assert conversations(engine) == expected
     assert len(made) <= 2 * engine.stats()["steps"]  # of all rows, and of those that decide something
+
+
+def test_linears_of_a_gpu_are_torchs_until_an_engine_is_deterministic(checkpoint, monkeypatch):
+    """Weights as a GPU keeps them, plain; engines of both kinds share one model."""
+    options, called = {"num_blocks": 128, "block_size": 8}, []
+    expected = conversations(Engine.from_pretrained(checkpoint, **options))
+
+    class OnAGpu(decoder.Linear):
+        def __init__(self, weight, bias=None):
+            self.weight, self.transposed, self.bias, self.is_row_independent = weight, weight.t(), bias, False
+
+    monkeypatch.setattr(decoder, "Linear", OnAGpu)
+    model = skv.models.load(checkpoint, torch.device("cpu"))
+    for name, module in (("mm", torch), ("addmm", torch), ("row_linear", decoder.ops)):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, f=real, **k: (called.append(n), f(*a, **k))[1])
+    assert conversations(Engine(model, deterministic=True, **options)) == expected
+    assert set(called) == {"row_linear"}
+    called.clear()
+    conversations(Engine(model, deterministic=False, **options))
+    assert "row_linear" not in called and "mm" in called
 
 
 def test_float32_on_a_gpu_is_refused_by_name():

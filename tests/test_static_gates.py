@@ -49,10 +49,12 @@ def test_every_architecture_was_compiled(compiled):
             assert set(compiled[source.stem]) == set(archs_of(source)), source.stem
 
 
-def test_attention_runs_on_tensor_cores_and_asynchronous_copies():
+def test_attention_and_linears_run_on_tensor_cores_and_asynchronous_copies():
     """The manifest itself: regenerating it must not let these go unseen."""
-    for stem in ("delta_prefill_bf16", "delta_prefill_f16"):
+    for stem in ("delta_prefill_bf16", "delta_prefill_f16", "row_linear"):
         for kernel, archs in MANIFEST["kernels"][stem].items():
+            if "f32" in kernel:
+                continue
             assert set(archs) == set(gate_figures.ARCHS)
             for arch, text in archs.items():
                 assert "HMMA>=" in text or "HGMMA>=" in text, f"{kernel} on {arch}"

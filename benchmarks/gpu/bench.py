@@ -75,7 +75,7 @@ def finish(row: dict) -> None:
     row["GB/s"] = row["bytes"] / us["ours"] / 1e3
     row["TFLOP/s"] = row["flops"] / us["ours"] / 1e6
     row["share"] = row["floor_us"] / us["ours"]
-    peers = {name: t for name, t in us.items() if name != "ours"}
+    peers = {name: t for name, t in us.items() if not name.startswith("ours")}
     if peers:
         row["best_peer"] = min(peers, key=peers.get)
         row["ratio"] = peers[row["best_peer"]] / us["ours"]

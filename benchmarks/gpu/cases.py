@@ -1,7 +1,8 @@
 """What is timed for each op but attention: shapes, the bytes that have to move, our call and its peers.
 
 A Case builds one set of buffers at a time: build(target) returns {contestant: call}, all on the same buffers. Names
-of peers begin with "torch" or "flashinfer"; what cannot be imported or raises is reported beside the time of ours.
+of peers begin with "torch" or "flashinfer", those of other ways to call ours with "ours"; what cannot be imported or
+raises is reported beside the time of ours.
 """
 
 import dataclasses
@@ -227,22 +228,27 @@ def propose_cases(tiny: bool) -> list[Case]:
 
 
 def linear_cases(tiny: bool) -> list[Case]:
+    """The linears of an 8B model: QKV, attention output, gate and up, down, logits."""
+
     def make(rows, n, k):
         def build(target):
             x, weight = noise(target, rows, k), noise(target, n, k)
+            packed = weight.view(n, k // 2, 2).clone()
+            target.ops.pack_linear_weight(packed, weight)
             out = torch.empty(rows, n, dtype=x.dtype, device=target.device)
             return {
                 "ours": lambda: target.ops.row_linear(out, x, weight),
+                "ours, packed": lambda: target.ops.row_linear(out, x, packed),
                 "torch linear (cuBLAS)": lambda: F.linear(x, weight),
             }
 
-        shape = {"rows": rows, "n": n, "k": k}
-        return Case("row_linear", shape, 2 * (rows * k + n * k + rows * n), build, 2 * rows * n * k)
+        shape, moved = {"rows": rows, "n": n, "k": k}, 2 * (rows * k + n * k + rows * n)
+        return Case("row_linear", shape, moved, build, 2 * rows * n * k, held_bytes=moved + 2 * n * k)
 
     if tiny:
         return [make(3, 64, 64)]
     sizes = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096))
-    return [make(rows, n, k) for n, k in sizes for rows in (1, 8, 64, 512)]
+    return [make(rows, n, k) for n, k in sizes for rows in (1, 2, 4, 8, 16, 64, 512, 2048)]
 
 
 def dense_cases(tiny: bool) -> list[Case]:

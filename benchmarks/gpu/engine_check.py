@@ -3,7 +3,8 @@
 Three conversations in one batch, two turns each, with drafts, a fork and a rollback, on the seeded random checkpoint
 of the demo. Greedy tokens of the bfloat16 run have to equal those of float32 on the CPU as far as rounding leaves the
 choice: where they part, the logits of the two candidates must lie within the error of bfloat16. One session with and
-one without reuse have to agree in the same sense. The dry run takes the emulated kernels for those of the GPU.
+one without reuse have to agree in the same sense, and with deterministic=True token for token. The dry run takes the
+emulated kernels for those of the GPU.
 """
 
 import argparse
@@ -74,25 +75,34 @@ def main() -> int:
     expected = conversation(judge, answer)
     if args.dry_run:
         ops._op = EmulatedOps(target.ops, torch.ops.stateful_kv)
+
+    def engine_of(**options):
+        return skv.Engine.from_pretrained(
+            checkpoint, device=target.device, dtype=torch.bfloat16, num_blocks=64, **options
+        )
+
+    ways = ({"speculation": skv.PromptLookup()}, {"speculation": None, "prefix_cache": False})
     try:
         # With drafts, then without drafts and reuse across sessions: the same answers up to rounding.
-        for speculation, shared in ((skv.PromptLookup(), True), (None, False)):
-            engine = skv.Engine.from_pretrained(
-                checkpoint, device=target.device, dtype=torch.bfloat16, num_blocks=64, speculation=speculation,
-                prefix_cache=shared,
-            )  # fmt: skip
-            turns = conversation(engine, answer)
+        for options in ways:
+            turns = conversation(engine_of(deterministic=False, **options), answer)
             same = sum(a == b for a, b in zip(turns, expected))
             real, ops._op = ops._op, torch.ops.stateful_kv
             wrong = first_wrong(turns, judge)
             ops._op = real
-            print(f"speculation {speculation is not None}: {same} of {len(turns)} answers equal to float32's")
+            print(
+                f"speculation {options['speculation'] is not None}: {same} of {len(turns)} answers equal to float32's"
+            )
             if wrong:
                 print(f"WRONG: {wrong}")
                 return 1
+        both = [conversation(engine_of(deterministic=True, **options), answer) for options in ways]
+        if both[0] != both[1]:
+            print("WRONG: deterministic=True answers otherwise with drafts and reuse than without")
+            return 1
     finally:
         ops._op = torch.ops.stateful_kv
-    print("ok: every token within the rounding of bfloat16")
+    print("ok: every token within the rounding of bfloat16; deterministic=True: the same tokens both ways")
     return 0
 
 

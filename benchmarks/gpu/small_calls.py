@@ -1,7 +1,8 @@
 """One small call of every op, for compute-sanitizer to watch: python -m benchmarks.gpu.small_calls [--dry-run] [OP...]
 
-The calls are those of tests/op_calls.py, with a plain and, where the op takes one, an fp8 cache, and attention also
-with several splits and without a split. Results are only waited for: whether they are right is for the op tests.
+The calls are those of tests/op_calls.py, with a plain and, where the op takes one, an fp8 cache, attention also with
+several splits and without a split, row_linear with the rows of every tiling. Results are only waited for: whether they
+are right is for the op tests.
 """
 
 import argparse
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from op_calls import CALLS, on_device
 
 SPLITS = (0, 1, 4, -1)
+ROWS = (5, 40, 200)
 
 
 def calls_of(op: str) -> list[dict]:
@@ -26,6 +28,12 @@ def calls_of(op: str) -> list[dict]:
         calls.append(make(torch.bfloat16))
     if op == "delta_prefill":
         calls = [call | {"num_splits": n} for call in calls for n in SPLITS]
+    if op == "row_linear":
+        x = calls[0]["x"]
+        some = [x.repeat(-(-n // len(x)), 1)[:n] for n in ROWS]
+        calls = [
+            call | {"x": x.to(call["x"]), "out": x.new_zeros(len(x), 40).to(call["x"])} for x in some for call in calls
+        ]
     return calls
 
 

@@ -1,7 +1,7 @@
 // Conversations that stay on the device, from C++ alone: sessions, ragged steps, drafts, a fork and a
 // rollback.
 //
-//   turns [--cuda]        (on a GPU as soon as row_linear has a CUDA kernel: until then it says so)
+//   turns [--cuda]        (--cuda: on a GPU)
 //
 // The "model" is one attention layer of random bfloat16 weights; everything around it is what a server does
 // with a real one. Row-independent linears and batch-invariant attention (num_splits -1) make every answer
@@ -140,9 +140,7 @@ class Server {
     p.x = x, p.x_stride = kHidden, p.dtype = kType;
     p.weight = weight, p.weight_stride = kHidden;
     p.rows = rows, p.n = n, p.k = kHidden;
-    // Not call::row_linear, which a build with CUDA could not link: the one op here without a CUDA kernel.
-    if (device_.is_cuda()) throw std::runtime_error("row_linear has no CUDA kernel yet");
-    skv::cpu::row_linear(p, skv::Serial());
+    call::row_linear(device_, p);
   }
 
   void forward(const skv::StepInfo& step) {
