@@ -11,6 +11,10 @@
 // FewRowsTile keeps five stages of 8 KB of weights in flight, 40 KB; n = 4096 is 128 such CTAs, one on nearly
 // every multiprocessor, and three fit.  A warp's chain takes about 33 cycles a step of 8 columns x 16 x 2
 // bytes, four warps 31 bytes a cycle; smaller n has fewer chains and is bounded by them.
+//
+// What bounds some rows: 64 rows of n = k = 4096 are 64 tiles, half a device, that read 67 MB through L2;
+// tiles of 32 columns would be 128 and read 100 MB, which takes longer.  A split of k, the usual way out, is
+// what the one order forbids.
 #pragma once
 
 #include "row_linear.cuh"
@@ -19,8 +23,7 @@ namespace skv {
 namespace cuda {
 
 constexpr int kLinearThreads = 128;
-constexpr uint32_t kRowTilesTogether =
-    16;  // walk over the columns together, so that weights are read once for them
+constexpr uint32_t kRowTilesTogether = 16;  // walk over the columns together and read weights once
 
 struct RowLinearLaunch {
   RowLinearParams p;
