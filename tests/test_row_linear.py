@@ -111,7 +111,7 @@ def test_every_number_of_rows(backend, dtype):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_more_rows_than_a_grid_walks_together(backend, dtype):
     """Thousands of rows: tiles of rows are taken in groups that share the weights they read."""
-    x, weight, _ = inputs(2200, 40, 24, dtype, backend.device, bias=False)
+    x, weight, _ = inputs(2200, 136, 24, dtype, backend.device, bias=False)
     got = linear(backend, x, weight)
     assert_close(got, reference.row_linear(x, weight), F.linear(x, weight))
     for row in (0, 1023, 1024, 2047, 2048, 2199):

@@ -107,7 +107,6 @@ KERNELS = [
                 Bug("row_linear_mma.cuh", "block + Tile::kBlocks <= min(", "block < min("),
                 Bug("row_linear_mma.cuh", "(l.p.k + kBlockK - 1) / kBlockK", "l.p.k / kBlockK"),
                 Bug("row_linear_mma.cuh", "c * 8 + 1 < columns", "c * 8 < columns"),
-                Bug("row_linear_mma.cuh", "min(launch.row_tiles - row_tile, kRowTilesTogether)", "kRowTilesTogether"),
             ],
             "align": [
                 Bug(

