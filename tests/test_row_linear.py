@@ -98,10 +98,12 @@ def test_every_number_of_rows(backend, dtype):
 
     What a GPU adds to the emulator: whether its mma sums alike in every row and column of a tile."""
     n, k, most = (40, 160, 300) if backend.emulated else (136, 1600, 300)
+    if backend.emulated and dtype == torch.float32:
+        n, k, most = 20, 40, 100
     x, weight, bias = inputs(most, n, k, dtype, backend.device)
     packed = pack(backend, weight)
     want = torch.cat([linear(backend, row[None], packed, bias) for row in x])
-    for rows in BORDERS if backend.emulated else range(1, most + 1):
+    for rows in range(1, most + 1) if not backend.emulated else [rows for rows in BORDERS if rows <= most]:
         first, offset = random.randint(0, most - rows), random.choice((0, 0, 8, 3))
         placed = torch.full((rows, offset + k + 8), float("nan"), dtype=dtype, device=backend.device)
         placed = placed[:, offset : offset + k]
@@ -165,6 +167,8 @@ def test_writes_out_and_nothing_else(backend, dtype):
 def test_packed_layout(backend, dtype):
     """As documented, of any strides, holding as many elements as the weight, and the same after a round trip."""
     for n, k in SHAPES:
+        if backend.emulated and dtype == torch.float32 and n * k > 40000:
+            continue  # slow
         weight = torch.randn(n, k + 5).to(dtype).to(backend.device)[:, 2 : 2 + k]
         packed = pack(backend, weight)
         layout = reference.pack_linear_weight if backend.name == "cpu" else reference.pack_linear_weight_cuda
