@@ -180,10 +180,41 @@ def embedded() -> str:
     )
 
 
+def proof() -> list[str]:
+    """Agentic workloads beside other engines: one table per result file of `python -m benchmarks.proof`."""
+    parts = []
+    for path in sorted(RESULTS.glob("proof_*.json")):
+        result = load(path.stem)
+        s, losses = result["settings"], len(result["losses"])
+        clock = "processor time" if s["clock"] == "cpu" else "wall time"
+        rows = []
+        for r in sorted(result["rows"], key=lambda r: r["turn_ms"]):
+            ratio = r["to_plain"] or {"turn": None, "wall": None}
+            numbers = ((r["turn_ms"], ".0f"), (r["ttft_ms"], ".0f"), (r["wall_s"], ".1f"), (ratio["turn"], ".2f"))
+            numbers += ((ratio["wall"], ".2f"), (r["acceptance"], ".0%"))
+            rows.append([r["title"], *("" if x is None else format(x, form) for x, form in numbers)])
+        heads = [
+            "contestant",
+            "turn ms",
+            "first token ms",
+            "all s",
+            "turn / ours plain",
+            "all / ours plain",
+            "accepted",
+        ]
+        threads = f"{s['threads']} thread{'s' if s['threads'] > 1 else ''}"
+        parts.append(
+            f"{result['title']}, {s['model']}, **{s['dtype']}**, {threads}, {clock}, contexts to {s['max_context']:,} "
+            f"tokens; a peer is faster in {losses} comparisons ({source(result, path.stem)}):\n\n{table(heads, rows)}"
+        )
+    return parts
+
+
 def section() -> str:
     parts = [
         "## Figures",
         "Measured, each from the file it names; written by `benchmarks/figures.py`.",
+        *proof(),
         "One growing conversation on a random-weight Llama of 112M parameters, against transformers in the same run\n"
         "(`benchmarks/bench_turns.py`), medians from the second turn on:",
         turns(),

@@ -1,0 +1,1 @@
+"""Agentic workloads: token-exact, from a seed. `python -m benchmarks.workloads` writes them as JSON."""
