@@ -10,6 +10,7 @@ text beside propose_drafts, which reads the whole history each time, and transfo
 """
 
 import argparse
+import functools
 import pathlib
 import statistics
 import time
@@ -141,9 +142,10 @@ def draft_rows(rng, lengths: list[int], repeat: int) -> list[dict]:
         row["propose us"] = thread_us(index.propose, repeat, lambda: (8,))
         held = torch.from_numpy(history)[None]
         lens, drafts, num = (torch.full((1,), length, dtype=torch.int32), *ops_out())
-        whole = lambda h=held, n=lens, d=drafts, m=num: ops.propose_drafts(h, n, 4, drafts=d, num_drafts=m)  # noqa: E731
-        row["propose_drafts us"] = thread_us(whole, min(repeat, 50))
-        row["transformers us"] = thread_us(lookup.get_candidates, min(repeat, 20), lambda h=held.long(): (h,))
+        given = (held, lens, 4)
+        outputs = dict(drafts=drafts, num_drafts=num)
+        row["propose_drafts us"] = thread_us(functools.partial(ops.propose_drafts, *given, **outputs), min(repeat, 50))
+        row["transformers us"] = thread_us(lookup.get_candidates, min(repeat, 20), lambda h=held: (h.long(),))
         rows.append(row)
     return rows
 

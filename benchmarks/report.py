@@ -3,8 +3,8 @@
     python benchmarks/report.py [--results DIR] [--out FILE]
 
 Reads proof_*.json as `python -m benchmarks.proof results` left them and writes proof.html beside them. Where a peer is
-faster that stands first; then, per workload, tables (speculation off everywhere first), turn time over turn number, wall
-time, the ablation and acceptance.
+faster that stands first; then, per workload, tables (speculation off everywhere first), turn time over turn number,
+wall time, the ablation and acceptance.
 """
 
 import argparse
@@ -113,9 +113,9 @@ def conditions(result: dict) -> str:
     busy = max(row["load_average"] for row in rows)
     repetitions = min(row["repetitions"] for row in rows)
     return (
-        f"{m['processor']}, commit {m['commit']}, {m['date']}; {versions}; {repetitions} or more repetitions; times are "
-        f"{'processor' if result['settings']['clock'] == 'cpu' else 'wall'} time; the machine's load average reached "
-        f"{busy:.1f} when a contestant began"
+        f"{m['processor']}, commit {m['commit']}, {m['date']}; {versions}; {repetitions} or more repetitions; times "
+        f"are {'processor' if result['settings']['clock'] == 'cpu' else 'wall'} time; the load average of the machine "
+        f"reached {busy:.1f} when a contestant began"
     )
 
 
@@ -171,8 +171,8 @@ def page(results: list[dict]) -> str:
         f"<style>{STYLE}</style></head><body><h1>Agentic workloads, engines side by side</h1>"
         f"<h2>Where a peer is faster</h2>{first}\n{sections}\n"
         "<p>Ratios are taken within a repetition and their median is shown; above 1 means slower than ours. "
-        "&ldquo;greedy&rdquo; compares every token of every answer with a float32 reference that reads the same text; a "
-        "gap is how far the token's logit lies below the largest one.</p></body></html>\n"
+        "&ldquo;greedy&rdquo; compares every token of every answer with a float32 reference that reads the same text; "
+        "a gap is how far the token's logit lies below the largest one.</p></body></html>\n"
     )
 
 

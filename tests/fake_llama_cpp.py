@@ -12,7 +12,7 @@ VOCAB = 97
 
 
 def following(tokens: list[int]) -> int:
-    """Repeats after a while, so that lookup finds something: it depends on the last two tokens and the length's half."""
+    """Of few tokens, so that lookup finds something: it depends on the last two and, slowly, on the length."""
     return (3 * tokens[-1] + tokens[-2] + len(tokens) // 40) % 7 if len(tokens) > 1 else tokens[-1] % 7
 
 

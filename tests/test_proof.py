@@ -194,7 +194,7 @@ def test_the_page_begins_with_losses_and_needs_nothing_else(tmp_path):
     assert page.index("Where a peer is faster") < loss < page.index("<table>")
     assert "Not measured: vLLM, prefix caching: No module named" in page
     assert "1 of 12 differ, gap 0.25" in page and "25% of 12" in page
-    assert not re.search(r'(src|href)=|<script|url\(|@import', page)
+    assert not re.search(r"(src|href)=|<script|url\(|@import", page)
     off, everyone = page.split("<h3>Everyone with what they have")
     assert "<td>ours</td>" not in off and "<td>ours</td>" in everyone
 

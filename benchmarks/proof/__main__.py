@@ -77,7 +77,9 @@ def results(args, skipped: dict[str, str]) -> None:
             continue
         verdicts = {} if args.no_judge else judge.all_verdicts(group, args.model)
         condensed = summary.summarize(group, verdicts, skipped)
-        condensed = dict(workload=workload, title=files.make(workload, models.checkpoint(args.model)).title, **condensed)
+        condensed = dict(
+            workload=workload, title=files.make(workload, models.checkpoint(args.model)).title, **condensed
+        )
         write_json(args.results / f"proof_{group.name}.json", "proof", condensed)
 
 

@@ -15,7 +15,9 @@ class Line:
 
 
 def _ticks_log(low: float, high: float) -> list[float]:
-    marks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
+    marks = [
+        m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)
+    ]
     return [m for m in marks if low <= m <= high]
 
 
@@ -42,7 +44,9 @@ def lines(series: list[Line], x_label: str, y_label: str) -> str:
     body = []
     for tick in _ticks_log(y0, y1):
         _, y = at(x0, tick)
-        body.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>' + _text(LEFT - 6, y + 4, f"{tick:g}", "end"))
+        body.append(
+            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>' + _text(LEFT - 6, y + 4, f"{tick:g}", "end")
+        )
     step = max(1, round((x1 - x0) / 8))
     for tick in range(math.ceil(x0), math.floor(x1) + 1, step):
         body.append(_text(at(tick, y0)[0], HEIGHT - BOTTOM + 16, str(tick), "middle"))

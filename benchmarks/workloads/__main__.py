@@ -9,7 +9,9 @@ from .generate import WORKLOADS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(files.NAMES)}; the general ones if none")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(files.NAMES)}; the general ones if none"
+    )
     parser.add_argument("--model", type=pathlib.Path, help="a checkpoint directory, for those of the embedded model")
     parser.add_argument("--out", type=pathlib.Path, default=files.FOLDER)
     args = parser.parse_args()

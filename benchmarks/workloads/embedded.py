@@ -1,8 +1,8 @@
-"""Workloads for a model that calls tools: its own conversations, in its own tokens, within the context it was trained on.
+"""Workloads for a model that calls tools: its own conversations and tokens, within the context it was trained on.
 
-Users' messages and tools' results are scripted, from a held-out world; an answer is as long as the reference answer with
-its stop token, so a model that knows its trade writes exactly that. What random weights cannot show is judged here: how
-often a draft is right.
+Users' messages and tools' results are scripted, from a held-out world; an answer is as long as the reference answer
+with its stop token, so a model that knows its trade writes exactly that. What random weights cannot show is judged
+here: how often a draft is right.
 """
 
 import pathlib
