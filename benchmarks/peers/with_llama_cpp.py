@@ -80,11 +80,11 @@ class LlamaCpp(Contestant):
         self.held: list[list[int]] = [[] for _ in range(self.num_seqs)]  # tokens in each sequence's cache
         self.owner: list[int | None] = [None] * self.num_seqs
         self.used = [0] * self.num_seqs
-        self.clock = 0
+        self.served = 0
 
     def _sequence(self, turn: Turn) -> int:
         """The agent's sequence; a new agent gets a free one or that idle for longest, with the best prefix in it."""
-        self.clock += 1
+        self.served += 1
         if turn.agent in self.owner:
             seq = self.owner.index(turn.agent)
         else:
@@ -92,7 +92,7 @@ class LlamaCpp(Contestant):
             self.owner[seq] = turn.agent
             if self.way != "recomputing":
                 self._adopt(seq, turn.context)
-        self.used[seq] = self.clock
+        self.used[seq] = self.served
         keep = (
             0 if self.way == "recomputing" else min(common_prefix(self.held[seq], turn.context), len(turn.context) - 1)
         )
