@@ -155,11 +155,12 @@ def two_ways(folder, dtype, **options):
     return seen
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_attention_that_splits_by_the_batch_would_be_noticed(dtype, folder, two_threads):
-    seen = two_ways(folder, dtype)
-    assert seen.compared > 10 and not seen.different
-    assert two_ways(folder, dtype, deterministic=False).different
+def test_attention_that_splits_by_the_batch_would_be_noticed(folder, two_threads):
+    """In float32; rounding to bfloat16 hides what a split changes in all but one of some hundred rows."""
+    for dtype in DTYPES:
+        seen = two_ways(folder, dtype)
+        assert seen.compared > 10 and not seen.different
+    assert two_ways(folder, torch.float32, deterministic=False).different
 
 
 def test_linears_of_torch_would_be_noticed(folder, monkeypatch):
