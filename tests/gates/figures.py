@@ -1,7 +1,8 @@
 """What nvcc makes of each kernel: registers and spills from ptxas, instruction counts from the disassembly.
 
-figures_of(source) compiles one .cu for every architecture and returns {architecture: {kernel: figures}}, kept in
-~/.cache/stateful_kv/gates under a hash of the source with all it includes, the flags and the compiler's version.
+figures_of(source) returns {architecture: {kernel: figures}} of one .cu, kept in ~/.cache/stateful_kv/gates under a hash
+of the source with all it includes, the flags and the compiler's version. Where the package's own build has just made an
+object of that source, its machine code and its PTX are taken, and only the other architectures are compiled.
 """
 
 import collections
@@ -113,21 +114,67 @@ def parse_sass(text: str) -> dict[tuple[str, str], collections.Counter]:
     return found
 
 
-def compile_figures(source: pathlib.Path, nvcc: pathlib.Path) -> Figures:
-    with tempfile.TemporaryDirectory() as folder:
-        binary = pathlib.Path(folder, "kernels.fatbin")
-        command = [str(nvcc), *FLAGS, *gencode(source), "-fatbin", "-o", str(binary), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"nvcc failed on {source.name}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-        dump = [str(find_cuobjdump()), "-sass", str(binary)]
-        sass = subprocess.run(dump, capture_output=True, text=True, check=True, env=environment()).stdout
-    resources, counts = parse_ptxas(done.stdout + done.stderr), parse_sass(sass)
-    names = demangle(sorted({kernel for _, kernel in resources}))
+def parse_resources(text: str) -> dict[tuple[str, str], dict[str, int]]:
+    """{(architecture, mangled kernel): registers} from what cuobjdump -res-usage prints."""
+    found, arch, kernel = {}, "", ""
+    for line in text.splitlines():
+        if m := re.match(r"\s*arch = (\S+)", line):
+            arch = m[1]
+        elif m := re.match(r"\s*Function (\S+):", line):
+            kernel = m[1]
+        elif kernel and (m := re.search(r"\bREG:(\d+)", line)):
+            found[arch, kernel] = {"registers": int(m[1])}
+    return found
+
+
+def cuobjdump(*arguments: str, folder: str | None = None) -> str:
+    command = [str(find_cuobjdump()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment(), cwd=folder).stdout
+
+
+def figures_from(resources: dict, sass: str) -> Figures:
+    counts, names = parse_sass(sass), demangle(sorted({kernel for _, kernel in resources}))
     figures: Figures = {}
     for (arch, kernel), used in resources.items():
         figures.setdefault(arch, {})[names[kernel]] = {**used, **counts.get((arch, kernel), {})}
     return figures
+
+
+def compile_figures(source: pathlib.Path, nvcc: pathlib.Path, targets: list[str] | None = None) -> Figures:
+    """source: a .cu, or the PTX of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = pathlib.Path(folder, "kernels.fatbin")
+        command = [str(nvcc), *FLAGS, *(targets or gencode(source)), "-fatbin", "-o", str(binary), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"nvcc failed on {source.name}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        return figures_from(parse_ptxas(done.stdout + done.stderr), cuobjdump("-sass", str(binary)))
+
+
+def built_object(source: pathlib.Path, nvcc: pathlib.Path) -> pathlib.Path | None:
+    """What that compiler made of a source in a build of the package, newer than the source and all it includes."""
+    changed = max(path.stat().st_mtime for path in closure(source))
+    for made in ROOT.glob(f"build/*/CMakeFiles/skv_cuda.dir/csrc/cuda/{source.name}.o"):
+        facts = [path.read_text() for path in made.parents[4].glob("CMakeFiles/*/CMakeCUDACompiler.cmake")]
+        same = any(f'CMAKE_CUDA_COMPILER_VERSION "{release(nvcc)}"' in text for text in facts)
+        if same and made.stat().st_mtime > changed:
+            return made
+    return None
+
+
+def built_figures(made: pathlib.Path, archs: tuple[str, ...], nvcc: pathlib.Path) -> Figures | None:
+    """Figures of an object of the package; None where it cannot give all of them."""
+    figures = figures_from(parse_resources(cuobjdump("-res-usage", str(made))), cuobjdump("-sass", str(made)))
+    missing = [arch for arch in archs if arch not in figures]
+    if not figures or not missing:
+        return figures or None
+    with tempfile.TemporaryDirectory() as folder:
+        cuobjdump("-xptx", "all", str(made.resolve()), folder=folder)
+        ptx = [p for p in pathlib.Path(folder).glob("*.ptx") if ".target sm_80" in p.read_text()]
+        if len(ptx) != 1 or "sm_90a" in missing:
+            return None
+        targets = [f"-gencode=arch=compute_80,code=[{','.join(missing)}]"]
+        return figures | compile_figures(ptx[0], nvcc, targets)
 
 
 def figures_of(source: pathlib.Path, wanted: str | None = None) -> Figures:
@@ -136,7 +183,8 @@ def figures_of(source: pathlib.Path, wanted: str | None = None) -> Figures:
     kept = cache_folder() / f"{source.stem}-{cache_key(source, nvcc)}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
-    figures = compile_figures(source, nvcc)
+    made = built_object(source, nvcc)
+    figures = (made and built_figures(made, archs_of(source), nvcc)) or compile_figures(source, nvcc)
     kept.parent.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(figures))
@@ -152,13 +200,5 @@ def all_figures(wanted: str | None = None, jobs: int | None = None) -> dict[str,
 
 def kernels_in(library: pathlib.Path) -> dict[str, set[str]]:
     """{architecture: kernels} with machine code in a shared object."""
-    dump = [str(find_cuobjdump()), "-res-usage", str(library)]
-    text = subprocess.run(dump, capture_output=True, text=True, env=environment()).stdout
-    found, arch = collections.defaultdict(set), ""
-    for line in text.splitlines():
-        if m := re.match(r"\s*arch = (\S+)", line):
-            arch = m[1]
-        elif m := re.match(r"\s*Function (\S+):", line):
-            found[arch].add(m[1])
-    names = demangle(sorted({k for kernels in found.values() for k in kernels}))
-    return {arch: {names[k] for k in kernels} for arch, kernels in found.items()}
+    found = figures_from(parse_resources(cuobjdump("-res-usage", str(library))), "")
+    return {arch: set(kernels) for arch, kernels in found.items()}
