@@ -9,7 +9,17 @@ import subprocess
 
 import pytest
 from gates import figures as gate_figures
-from gates.figures import FLAGS, all_figures, archs_of, compile_figures, kernels_in, readable, sources
+from gates.figures import (
+    FLAGS,
+    all_figures,
+    archs_of,
+    built_figures,
+    built_object,
+    compile_figures,
+    kernels_in,
+    readable,
+    sources,
+)
 from gates.gate import FORBIDDEN, bounds, load, manifest_of, missing_kernels, violations
 from gates.toolchain import environment, find_cuobjdump, find_nvcc, release
 
@@ -68,6 +78,17 @@ def test_the_library_holds_every_kernel():
     assert set(present) & set(SHIPPED)
     missing = missing_kernels(MANIFEST, present)
     assert not missing, "\n".join(missing)
+
+
+def test_a_build_of_the_package_gives_the_figures_of_a_compilation():
+    source, nvcc = gate_figures.KERNELS / "copy_blocks.cu", find_nvcc(MANIFEST["nvcc"])
+    made = built_object(source, nvcc)
+    if made is None:
+        pytest.skip("this tree holds no build of the package by this compiler")
+    figures, wanted = built_figures(made, archs_of(source), nvcc), compile_figures(source, nvcc)
+    assert set(wanted) == set(gate_figures.ARCHS) and set(figures) == set(wanted)
+    for arch, kernels in wanted.items():
+        assert {k: v | {"spilled_bytes": 0} for k, v in figures[arch].items()} == kernels, arch
 
 
 # ---- each gate fails when broken on purpose ----
