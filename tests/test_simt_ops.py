@@ -20,8 +20,8 @@ TESTS = pathlib.Path(__file__).resolve().parent
 ENTRIES = TESTS.parent / "csrc" / "torch"
 KERNELS = sorted(p.stem for p in (TESTS.parent / "csrc" / "cuda").glob("*.cu"))
 OPS = [op for op in KERNELS if (TESTS / f"test_{op}.py").exists() and (ENTRIES / f"{op}.cpp").exists()]
-# What many samples or a whole engine say is the same in every build: the plain one says it.
-SAID_ONCE = ("the_distribution_is_the_targets", "from_the_cache_and_from_nothing")
+# What many samples, many calls or a whole engine say is the same in every build: the plain one says it.
+SAID_ONCE = ("the_distribution_is_the_targets", "from_the_cache_and_from_nothing", "how_many_rows_a_call_has")
 RUNS = [("asan", 1), ("race", 2), ("plain", 0)]  # a schedule of its own each; the longest first
 
 
