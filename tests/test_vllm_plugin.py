@@ -1,10 +1,14 @@
 """vLLM's plugin without vLLM: the version gate, what is refused, and a step's metadata as arguments of the ops.
 
-The modules of vLLM that the plugin imports are stand-ins with the names, fields and signatures of vLLM 0.32.
+The modules of vLLM that the plugin imports are stand-ins with the names, fields and signatures of vLLM 0.32. At the end
+the real one, where it is installed: `python benchmarks/peers/vllm_env.py DIR` makes such an environment.
 """
 
 import dataclasses
 import importlib
+import importlib.util
+import inspect
+import json
 import logging
 import pathlib
 import subprocess
@@ -341,3 +345,73 @@ def reference_attention(q, k, v, scale, sinks, window, softcap):
     if sinks is not None:
         scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, n, 1)], 2)
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :m], v)
+
+
+# ---- the real one ----------------------------------------------------------------------------------------------------
+
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None,
+    reason="vLLM is not installed; benchmarks/peers/vllm_env.py makes an environment that has it",
+)
+
+
+@needs_vllm
+def test_the_stand_ins_are_what_vllm_has():
+    code = """
+import dataclasses, inspect, json
+from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadataBuilder
+names = lambda f: list(inspect.signature(f).parameters)
+print(json.dumps({
+    "fields": [f.name for f in dataclasses.fields(CommonAttentionMetadata)],
+    "impl": names(CPUAttentionBackendImpl.__init__),
+    "builder": names(AttentionMetadataBuilder.__init__),
+    "build": names(CPUAttentionMetadataBuilder.build),
+}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    real = json.loads(done.stdout.strip().splitlines()[-1])
+    assert {f.name for f in dataclasses.fields(CommonMetadata)} <= set(real["fields"])
+    arguments = {
+        name: list(inspect.signature(f).parameters)
+        for name, f in (("impl", OwnImpl.__init__), ("builder", Builder.__init__))
+    }
+    assert arguments == {name: real[name] for name in arguments}
+    assert real["build"] == ["self", "common_prefix_len", "common_attn_metadata", "fast_build"]
+
+
+def bloom(folder):
+    """A random model whose attention has ALiBi, which the ops lack."""
+    import transformers
+
+    torch.manual_seed(1)
+    config = transformers.BloomConfig(vocab_size=320, hidden_size=64, n_layer=2, n_head=2, initializer_range=0.35)
+    transformers.BloomForCausalLM(config).save_pretrained(folder / "bloom")
+    return folder / "bloom"
+
+
+def qwen3(folder):
+    import checkpoints
+
+    return checkpoints.save("qwen3", folder)
+
+
+@needs_vllm
+@pytest.mark.parametrize("model, is_ours", [(qwen3, True), (bloom, False)], ids=["ours", "handed over"])
+def test_greedy_answers_are_those_of_vllms_own_attention(tmp_path, model, is_ours):
+    engine = dict(dtype="float32", enforce_eager=True, max_model_len=256, block_size=32, max_num_batched_tokens=48,
+                  max_num_seqs=8)  # fmt: skip
+    draw = torch.Generator().manual_seed(2)
+    deltas = [[torch.randint(1, 320, (n,), generator=draw).tolist() for n in (60, 9)] for _ in range(3)]
+    spec = dict(model=str(model(tmp_path)), engine=engine, deltas=deltas, answer=8)
+    (tmp_path / "specs.json").write_text(json.dumps([{**spec, "ours": ours} for ours in (False, True)]))
+    worker = ROOT / "benchmarks" / "peers" / "vllm_worker.py"
+    command = [sys.executable, worker, tmp_path / "specs.json", tmp_path / "out.json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    found = json.loads((tmp_path / "out.json").read_text())
+    own, plugin = ([[t["tokens"] for t in row] for row in run["rows"]] for run in found)
+    assert own == plugin
+    assert found[1]["attention"] == [["stateful_kv.integrations.vllm_attention.CpuImpl"]]
+    assert ("ALiBi is not supported" in done.stderr + done.stdout) != is_ours
