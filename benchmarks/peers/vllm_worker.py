@@ -13,6 +13,8 @@ import pathlib
 import sys
 import time
 
+from vllm_fixes import bind_threads, let_kernels_register
+
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: steps can be timed
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # collective_rpc with a function, for attention_of
@@ -110,7 +112,9 @@ class Engine:
 
 def run(spec: dict) -> dict:
     begin = time.perf_counter()
+    bind_threads(spec["engine"].get("tensor_parallel_size", 1))
     choose(spec["ours"])
+    let_kernels_register()
     engine = Engine(spec)
     started = time.perf_counter() - begin
     deltas, history = spec["deltas"], spec.get("history")

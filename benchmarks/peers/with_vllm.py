@@ -8,6 +8,7 @@ import os
 import sys
 
 from contestant import Answer, Contestant, Turn, serve
+from vllm_fixes import bind_threads, let_kernels_register
 
 BLOCK = 32  # the CPU backend wants a multiple of it
 SPECULATION = {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_max": 4, "prompt_lookup_min": 1}
@@ -18,8 +19,10 @@ class VLLM(Contestant):
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{cell['threads'] - 1}")
+        bind_threads(1, cell["threads"])
         import vllm
+
+        let_kernels_register()
 
         self.vllm, self.version = vllm, f"vllm {vllm.__version__}"
         variant = cell["variant"]
