@@ -194,10 +194,10 @@ def vllm() -> str:
     ]
     s = pieces["speed"]["found"]["settings"]
     return (
-        f"vLLM with its own attention and with ours ({versions}; {source(pieces['speed'], name)}). Turns with the same "
-        f"greedy tokens in float32: {cases}. In bfloat16 {half['equal']} of {half['turns']} turns are the same; the others "
-        f"part where the best logprob leads by at most {leads:.3f}. Time of {s['agents']} agents' turns after the first, "
-        f"{s['turns']} turns each, float32:\n\n"
+        f"vLLM with its own attention and with ours ({versions}; {source(pieces['speed'], name)}). Turns with the "
+        f"same greedy tokens in float32: {cases}. In bfloat16 {half['equal']} of {half['turns']} turns are the same; "
+        f"the others part where the best logprob leads by at most {leads:.3f}. Time of {s['agents']} agents' turns "
+        f"after the first, {s['turns']} turns each, float32:\n\n"
         + table(["what", "agents", "vLLM ms", "with stateful_kv ms", "ratio"], rows)
     )
 

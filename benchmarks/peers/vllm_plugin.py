@@ -60,9 +60,12 @@ def worker(specs: list[dict]) -> list[dict]:
     return results
 
 
-def agents(count: int, turns: int) -> list[list[list[int]]]:
-    """Conversations that begin with one system prompt and go on with tool results of 64 to 256 tokens."""
-    return [conversation(seed, turns, 64, 256) for seed in range(1, count + 1)]
+def agents(model: pathlib.Path, count: int, turns: int) -> list[list[list[int]]]:
+    """Conversations that begin with one system prompt and go on with tool results of 64 to 256 tokens, in tokens that
+    the model has."""
+    vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+    made = [conversation(seed, turns, 64, 256) for seed in range(1, count + 1)]
+    return [[[token % vocab for token in delta] for delta in deltas] for deltas in made]
 
 
 def windowed_model(folder: pathlib.Path) -> pathlib.Path:
@@ -99,7 +102,7 @@ def equal(model: pathlib.Path, folder: pathlib.Path, only: str | None) -> dict:
     for name in names:
         checkpoint = windowed_model(folder) if name == "sliding window" else model
         engine = {**ENGINE, **CASES.get(name, {})}
-        spec = dict(model=str(checkpoint), engine=engine, deltas=agents(3, 3), answer=24)
+        spec = dict(model=str(checkpoint), engine=engine, deltas=agents(checkpoint, 3, 3), answer=24)
         specs += [{**spec, "ours": ours} for ours in (False, True)]
     results = worker(specs)
     for i, name in enumerate(names):
@@ -112,7 +115,7 @@ def equal(model: pathlib.Path, folder: pathlib.Path, only: str | None) -> dict:
 
 
 def bfloat16(model: pathlib.Path) -> dict:
-    spec = dict(model=str(model), engine={**ENGINE, "dtype": "bfloat16"}, deltas=agents(4, 4), answer=32)
+    spec = dict(model=str(model), engine={**ENGINE, "dtype": "bfloat16"}, deltas=agents(model, 4, 4), answer=32)
     found = compare(*worker([{**spec, "ours": False}, {**spec, "ours": True, "history": 0}]))
     print(f"bfloat16: {found['equal']} of {found['turns']} turns equal; the others part at {found['parted']}")
     return found
@@ -129,9 +132,8 @@ def speed_model(folder: pathlib.Path) -> pathlib.Path:
 
 def speed(folder: pathlib.Path, rounds: int, count: int, turns: int) -> dict:
     """Both backends in turns, `rounds` times each, over the same conversations."""
-    spec = dict(
-        model=str(speed_model(folder)), engine=ENGINE, deltas=agents(count, turns), answer=24, timed=True
-    )  # fmt: skip
+    model = speed_model(folder)
+    spec = dict(model=str(model), engine=ENGINE, deltas=agents(model, count, turns), answer=24, timed=True)
     specs = [
         {**spec, "ours": ours} | ({"history": 0} if i + ours else {}) for i in range(rounds) for ours in (False, True)
     ]
