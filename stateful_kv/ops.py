@@ -402,7 +402,7 @@ def schedule_size(
 
     Enough on every device; CUDA fills all of them, the CPU fewer.
     """
-    return 8 + 4 * batch
+    return 2 * (8 + 4 * batch)
 
 
 def schedule_delta_prefill(

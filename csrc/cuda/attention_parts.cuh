@@ -93,8 +93,9 @@ SKV_DEVICE void store_part(const AttentionLaunch& launch, const AttentionItem& i
 template <class Rows>
 SKV_DEVICE void fold_kept(const AttentionLaunch& launch, Rows& rows, bool first, bool last, float scale2) {
   constexpr int kCells = Rows::kRowTiles * Rows::kColumns;
-  float4* values = launch.kept + int64_t(blockIdx.x) * launch.kept_stride + threadIdx.x;
-  float4* stats = values + kCells * kAttentionThreads;
+  constexpr int kThreads = Rows::kThreads;
+  float4* values = launch.kept + int64_t(blockIdx.x) * launch.kept_stride + Rows::kept_at();
+  float4* stats = values + kCells * kThreads;
 #pragma unroll
   for (int r = 0; r < Rows::kRowTiles; ++r) {
     float top[2], sum[2];
@@ -104,11 +105,11 @@ SKV_DEVICE void fold_kept(const AttentionLaunch& launch, Rows& rows, bool first,
       sum[h] = rows.whole_sum(r, h);
     }
     if (!first) {
-      const float4 kept = stats[r * kAttentionThreads];
+      const float4 kept = stats[r * kThreads];
       const Fold f[2] = {{kept.x, kept.y, top[0], sum[0]}, {kept.z, kept.w, top[1], sum[1]}};
 #pragma unroll
       for (int c = 0; c < Rows::kColumns; ++c) {
-        const float4 v = values[(r * Rows::kColumns + c) * kAttentionThreads];
+        const float4 v = values[(r * Rows::kColumns + c) * kThreads];
         float (&o)[4] = rows.o[r][c];
         o[0] = f[0].of(v.x, o[0]);
         o[1] = f[0].of(v.y, o[1]);
@@ -129,11 +130,11 @@ SKV_DEVICE void fold_kept(const AttentionLaunch& launch, Rows& rows, bool first,
       }
       continue;
     }
-    stats[r * kAttentionThreads] = make_float4(top[0], sum[0], top[1], sum[1]);
+    stats[r * kThreads] = make_float4(top[0], sum[0], top[1], sum[1]);
 #pragma unroll
     for (int c = 0; c < Rows::kColumns; ++c) {
       const float (&o)[4] = rows.o[r][c];
-      values[(r * Rows::kColumns + c) * kAttentionThreads] = make_float4(o[0], o[1], o[2], o[3]);
+      values[(r * Rows::kColumns + c) * kThreads] = make_float4(o[0], o[1], o[2], o[3]);
     }
   }
 }
@@ -165,13 +166,14 @@ SKV_DEVICE void store_rows(const AttentionLaunch& launch, const AttentionItem& i
   }
 }
 
-// Folds the stored parts of the item's rows; four columns a thread and step.  Whole CTA.
+// Folds the stored parts of the item's rows; four columns a thread and step, all of them together.
 template <class T, int kHeadDim>
-SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem& item, int group) {
+SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem& item, int group, int thread,
+                              int threads) {
   const DeltaPrefillParams& p = launch.p;
   const float v_scale = scale_of(p.v_scale, item.b, item.kv_head);
 #pragma unroll 1
-  for (int i = prim::opaque(int(threadIdx.x)); i < item.num_rows * (kHeadDim / 4); i += kAttentionThreads) {
+  for (int i = prim::opaque(thread); i < item.num_rows * (kHeadDim / 4); i += threads) {
     const int row = i / (kHeadDim / 4), column = i % (kHeadDim / 4) * 4;
     float top = -INFINITY, sum = 0.f, o[4] = {};
 #pragma unroll 4

@@ -13,7 +13,7 @@ enum Share { kKeysShared, kRows16, kRows32 };  // up to 16, up to 64, more rows
 template <class T, class Cell, int kHeadDim, Share kShare>
 struct AttentionRows {
   using Tile = AttentionTile<T, Cell, kHeadDim>;
-  static constexpr int kKeys = Tile::kKeys;
+  static constexpr int kKeys = Tile::kKeys, kThreads = kAttentionThreads;
   static constexpr int kRowTiles = kShare == kRows32 ? 2 : 1;  // of 16 rows, per warp
   static constexpr int kColumns =
       kShare == kKeysShared ? kHeadDim / 32 : kHeadDim / 8;  // tiles of 8, per warp
@@ -29,6 +29,7 @@ struct AttentionRows {
   SKV_DEVICE explicit AttentionRows(int thread)
       : warp(thread / kWarpSize), lane(thread % kWarpSize), g(lane / 4), t(lane % 4) {}
 
+  SKV_DEVICE static int kept_at() { return int(threadIdx.x); }
   SKV_DEVICE int first_row() const { return kShare == kKeysShared ? 0 : warp * 16 * kRowTiles; }
   SKV_DEVICE int row(int r, int h) const { return first_row() + r * 16 + h * 8 + g; }
   SKV_DEVICE int column(int c) const {
@@ -249,16 +250,26 @@ struct ScoreScale {
       scale2 = 1.f;
     }
   }
+  SKV_DEVICE bool does_nothing() const { return before == 1.f && !capped; }
+  SKV_DEVICE float of(float x) const {
+    x = __fmul_rn(x, before);
+    // tanh(y) = 1 - 2 / (exp(2 y) + 1), within a unit of 1's last place: what counts is the absolute error
+    return capped ? __fadd_rn(1.f, -__fdividef(2.f, __fadd_rn(prim::exp2_approx(x), 1.f))) : x;
+  }
   template <int kRowTiles>
   SKV_DEVICE void apply(float (&s)[kRowTiles][4][4]) const {
-    if (before == 1.f && !capped) return;
+    if (does_nothing()) return;
 #pragma unroll
     for (int i = 0; i < kRowTiles * 16; ++i) {
       float& x = s[i / 16][i / 4 % 4][i % 4];
-      x = __fmul_rn(x, before);
-      // tanh(y) = 1 - 2 / (exp(2 y) + 1), within a unit of 1's last place: what counts is the absolute error
-      if (capped) x = __fadd_rn(1.f, -__fdividef(2.f, __fadd_rn(prim::exp2_approx(x), 1.f)));
+      x = of(x);
     }
+  }
+  template <int kCount>
+  SKV_DEVICE void apply(float (&s)[kCount]) const {
+    if (does_nothing()) return;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) s[i] = of(s[i]);
   }
 };
 

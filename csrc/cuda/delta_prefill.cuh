@@ -46,11 +46,6 @@ struct AttentionLaunch {
   int64_t kept_stride;
 };
 
-// Float4 of `kept` that a CTA needs.
-constexpr int64_t kept_size(int tile_rows, int head_dim) {
-  return int64_t(tile_rows < 64 ? 16 : tile_rows) * head_dim / 4 + 2 * kAttentionThreads;
-}
-
 // What the CTA works on; in shared memory, registers are for the accumulators.
 struct AttentionItem {
   SequenceWork work;
@@ -72,6 +67,16 @@ struct AttentionShared {
   unsigned exists[kExistsRing][2];                              // per tile: its keys that are there
   bool found, is_last;
 };
+
+// A schedule of another call names rows that are not here.
+SKV_DEVICE bool is_schedule_of(const AttentionLaunch& launch) {
+  const DeltaPrefillParams& p = launch.p;
+  const bool ok = p.schedule[kFieldKind] == kScheduleKind && p.schedule[kFieldBatch] == p.batch &&
+                  p.schedule[kFieldTileRows] == launch.tile_rows &&
+                  p.schedule[kFieldNumSplits] == p.num_splits;
+  if (!ok) out_of_range();
+  return ok;
+}
 
 // Keys that new token i may see lie in first .. last; with a tree mask some of the new ones do not.
 SKV_DEVICE int2 key_limits(const DeltaPrefillParams& p, const SequenceWork& w, int token) {

@@ -133,13 +133,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const DeltaPrefillParams& p = launch.p;
   SKV_DYNAMIC_SMEM(smem);
   SKV_SHARED(shared, AttentionShared);
-  const WorkShape shape = work_shape(launch.group, kHeadDim, p.window_left, p.num_splits, launch.tile_rows);
-  // A schedule of another call names rows that are not here.
-  if (p.schedule[kFieldKind] != kScheduleKind || p.schedule[kFieldBatch] != p.batch ||
-      p.schedule[kFieldTileRows] != launch.tile_rows || p.schedule[kFieldNumSplits] != p.num_splits) {
-    out_of_range();
-    return;
-  }
+  const WorkShape shape =
+      work_shape(launch.group, p.window_left, p.num_splits, tile_keys(kHeadDim), launch.tile_rows);
+  if (!is_schedule_of(launch)) return;
   const int num_items = p.schedule[kFieldItems];
 
   for (int number = int(blockIdx.x); number < num_items; number += int(gridDim.x)) {
@@ -160,7 +156,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
           prim::atomic_add_acq_rel(launch.tickets + item.first_item, 1) == uint32_t(item.splits - 1);
     }
     __syncthreads();
-    if (shared.is_last) combine_parts<T, kHeadDim>(launch, item, launch.group);
+    if (shared.is_last) {
+      combine_parts<T, kHeadDim>(launch, item, launch.group, int(threadIdx.x), kAttentionThreads);
+    }
   }
 }
 

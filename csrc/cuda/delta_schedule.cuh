@@ -7,11 +7,13 @@
 // Rows of a split sequence leave partial results, one a split; with num_splits = -1 one per kChunkKeys keys
 // at fixed absolute positions, whatever the split, so that what is summed with what depends on nothing else.
 //
-// A schedule is kScheduleHeader numbers (ScheduleField), then kScheduleEntry per sequence (EntryField).
-// Items of sequences that are split come first.
+// A list is kScheduleHeader numbers (ScheduleField), then kCudaScheduleEntry per sequence (EntryField).
+// Items of sequences that are split come first.  A schedule holds two lists, the second one for the kernel of
+// sm_90a, whose tiles are others; elsewhere it is not filled.
 #pragma once
 
 #include "common.cuh"
+#include "delta_prefill_plan.h"
 
 namespace skv {
 namespace cuda {
@@ -19,25 +21,6 @@ namespace cuda {
 constexpr int kScheduleKind = 2;  // the CPU's is 1
 enum ScheduleField { kFieldKind, kFieldBatch, kFieldItems, kFieldTileRows, kFieldNumSplits };
 enum EntryField { kEntryFirstItem, kEntryItems, kEntryTilesPerSplit, kEntryFirstPartRow };
-
-constexpr int tile_keys(int head_dim) { return head_dim > 128 ? 32 : 64; }
-constexpr int kChunkKeys = 1024;
-
-// Most rows of an item: as few as a call of this shape can have, 128 at most, which head_dim above 128 has no
-// registers for.
-inline int tile_rows_of(int64_t max_rows, int head_dim) {
-  return max_rows <= 16 ? 16 : max_rows <= 64 || head_dim > 128 ? 64 : 128;
-}
-
-// CTAs of a launch, as many as can be at work together; also what an automatic schedule spreads work over.
-inline int num_workers() { return 2 * prim::num_multiprocessors(); }
-
-// Rows of partial results: what an automatic schedule can ask for, and what a batch-invariant one may, which
-// leaves sequences whole that would need more.
-inline int64_t most_part_rows(int num_splits, int tile_rows, int head_dim) {
-  constexpr int64_t kMostBytes = 64 << 20;
-  return num_splits == 0 ? int64_t(2) * num_workers() * tile_rows : kMostBytes / (4 * head_dim);
-}
 
 // What the rows of one sequence and KV head have to do.
 struct SequenceWork {
@@ -56,8 +39,7 @@ struct WorkShape {
   int chunk_tiles;  // tiles between the fixed positions of num_splits = -1, otherwise 1
 };
 
-SKV_DEVICE WorkShape work_shape(int group, int head_dim, int window_left, int num_splits, int tile_rows) {
-  const int tile = tile_keys(head_dim);
+SKV_DEVICE WorkShape work_shape(int group, int window_left, int num_splits, int tile, int tile_rows) {
   return {group, window_left, tile, tile_rows, num_splits < 0 ? kChunkKeys / tile : 1};
 }
 

@@ -7,14 +7,11 @@ namespace skv {
 namespace cuda {
 
 constexpr int kScheduleThreads = 256;
-constexpr int kMinTilesPerSplit = 4;
 constexpr int kMinKeysPerPartRow = 8;  // a part is written and read as float, keys are read once as cells
 
 struct ScheduleLaunch {
   ScheduleDeltaPrefillParams p;
-  int workers;  // CTAs that the work is to be spread over
-  int tile_rows;
-  int64_t most_part_rows;
+  ListShape lists[2];  // a CTA makes each
 };
 
 // The sum of the values of all threads before this one; `total` that of all.  Whole CTA.
@@ -38,13 +35,15 @@ SKV_DEVICE int64_t exclusive_sum(int64_t value, int64_t& total) {
   return sum - value;
 }
 
-// One CTA.  A thread looks after a run of consecutive sequences.
+// A CTA per list.  A thread looks after a run of consecutive sequences.
 __global__ void __launch_bounds__(kScheduleThreads)
     schedule_delta_prefill_kernel(const __grid_constant__ ScheduleLaunch launch) {
   const ScheduleDeltaPrefillParams& p = launch.p;
   const int thread = int(threadIdx.x), heads = p.num_kv_heads;
+  const ListShape& list = launch.lists[blockIdx.x];
+  int32_t* const schedule = p.schedule + blockIdx.x * schedule_list_size(p.batch);
   const WorkShape shape =
-      work_shape(p.num_heads / heads, p.head_dim, p.window_left, p.num_splits, launch.tile_rows);
+      work_shape(p.num_heads / heads, p.window_left, p.num_splits, list.tile_keys, list.tile_rows);
   const int64_t per_thread = (p.batch + kScheduleThreads - 1) / kScheduleThreads;
   const int64_t begin = min(thread * per_thread, p.batch), end = min(begin + per_thread, p.batch);
   // Lengths out of range make no items, so nobody computes with them.
@@ -55,19 +54,19 @@ __global__ void __launch_bounds__(kScheduleThreads)
     return ok ? sequence_work(p.cu_seqlens_q, p.seqused_k, b, shape) : SequenceWork{};
   };
 
-  // Splits follow from all the work there is.  A tile of keys takes 128 rows twice the time of fewer.
-  const auto cost_of = [&](const SequenceWork& w) { return w.part_rows > 64 ? 2 : 1; };
+  // Splits follow from all the work there is.
+  const auto cost_of = [&](const SequenceWork& w) { return w.part_rows > 64 ? list.large_cost : 1; };
   int64_t cost = 0, total_cost;
   for (int64_t b = begin; b < end; ++b) {
     const SequenceWork w = work_of(b);
     cost += int64_t(w.row_tiles) * w.tiles * heads * cost_of(w);
   }
   exclusive_sum(cost, total_cost);
-  const int share = (int(min(total_cost, int64_t(1) << 30)) + launch.workers - 1) / launch.workers;
+  const int share = (int(min(total_cost, int64_t(1) << 30)) + list.workers - 1) / list.workers;
   const auto tiles_per_split = [&](const SequenceWork& w) {
     if (w.tiles == 0) return 1;
     if (p.num_splits > 0) return (w.tiles - 1) / p.num_splits + 1;
-    const int least = max(kMinTilesPerSplit, kMinKeysPerPartRow * w.part_rows / shape.tile);
+    const int least = max(list.min_tiles, kMinKeysPerPartRow * w.part_rows / shape.tile);
     const int tiles = max((share + cost_of(w) - 1) / cost_of(w), p.num_splits < 0 ? 1 : least);
     return (tiles + shape.chunk_tiles - 1) / shape.chunk_tiles * shape.chunk_tiles;
   };
@@ -87,7 +86,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
   const auto settle = [&](const SequenceWork& w, int64_t& row) {  // tiles per split; moves row on
     const int per_split = tiles_per_split(w);
     row += part_rows(w, per_split);
-    return row <= launch.most_part_rows ? per_split : max(w.tiles, 1);
+    return row <= list.most_part_rows ? per_split : max(w.tiles, 1);
   };
 
   // Items, counted, then numbered.
@@ -107,7 +106,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
     const int64_t row = rows;
     const int per_split = settle(w, rows), splits = w.splits(per_split);
     const int64_t items = int64_t(w.row_tiles) * splits * heads;
-    int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
+    int32_t* entry = schedule + kScheduleHeader + kCudaScheduleEntry * b;
     entry[kEntryFirstItem] = int32_t(splits > 1 ? split : whole);
     entry[kEntryItems] = int32_t(items);
     entry[kEntryTilesPerSplit] = per_split;
@@ -116,12 +115,12 @@ __global__ void __launch_bounds__(kScheduleThreads)
     whole += splits > 1 ? 0 : items;
   }
   if (thread == 0) {
-    for (int i = 0; i < kScheduleHeader; ++i) p.schedule[i] = 0;
-    p.schedule[kFieldKind] = kScheduleKind;
-    p.schedule[kFieldBatch] = int32_t(p.batch);
-    p.schedule[kFieldItems] = int32_t(total_split + total_whole);
-    p.schedule[kFieldTileRows] = launch.tile_rows;
-    p.schedule[kFieldNumSplits] = p.num_splits;
+    for (int i = 0; i < kScheduleHeader; ++i) schedule[i] = 0;
+    schedule[kFieldKind] = kScheduleKind;
+    schedule[kFieldBatch] = int32_t(p.batch);
+    schedule[kFieldItems] = int32_t(total_split + total_whole);
+    schedule[kFieldTileRows] = list.tile_rows;
+    schedule[kFieldNumSplits] = p.num_splits;
   }
 }
 

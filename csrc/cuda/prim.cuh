@@ -3,7 +3,7 @@
 // kernels on the CPU for tests.  Both provide, in namespace skv::prim:
 //
 //   launch(kernel, grid, threads, smem, stream, params)   sets attributes, launches, throws on error
-//   zero_async(p, bytes, stream), num_multiprocessors(), shared_memory()
+//   zero_async(p, bytes, stream), num_multiprocessors(), shared_memory(), compute_capability()
 //   smem_u32(p)                        shared address as the 32-bit number PTX takes
 //   cp_async16(dst, src, pred)         16 bytes global -> shared; pred false writes zeros
 //   cp_async_commit(), cp_async_wait<n>()

@@ -42,6 +42,15 @@ inline int num_multiprocessors() {
   return n;
 }
 
+// 10 * major + minor of the current device.
+inline int compute_capability() {
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+  return 10 * major + minor;
+}
+
 struct SharedMemory {
   int64_t per_cta, per_multiprocessor;  // bytes
 };

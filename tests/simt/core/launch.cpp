@@ -15,6 +15,8 @@ Machine M;
 
 namespace {
 
+int capability = 0;  // 0: not asked for yet
+
 const char* base_name(const char* path) {
   const char* slash = std::strrchr(path, '/');
   return slash ? slash + 1 : path;
@@ -142,6 +144,16 @@ const Stats& stats() { return M.stats; }
 void set_seed(u64 seed) {
   M.seed = seed;
   M.seed_set = true;
+}
+
+void set_compute_capability(int value) { capability = value; }
+
+int compute_capability() {
+  if (capability == 0) {
+    const char* value = std::getenv("SIMT_CAPABILITY");
+    capability = value ? std::atoi(value) : 80;
+  }
+  return capability;
 }
 
 void report_faults() {

@@ -1,8 +1,7 @@
-// delta_prefill and its schedule: four sequences, split and whole, every kind of mask, fp16 and fp8 caches
-// with NaN wherever nothing may be read.
+// delta_prefill on mma.sync and its schedule, fp16 and fp8 caches.
 #include "delta_prefill.cu"
 #include "delta_prefill_kernel.cuh"
-#include "small.h"
+#include "prefill_case.h"
 
 namespace skv {
 namespace cuda {
@@ -23,151 +22,21 @@ template <>
 void launch_attention_of<__nv_bfloat16, __nv_fp8_e4m3>(const AttentionLaunch&, int, cudaStream_t) {
   throw std::runtime_error("not in the small cases");
 }
+template <>
+void launch_hopper_of<__half>(const AttentionLaunch&, bool, int, cudaStream_t) {
+  throw std::runtime_error("not in the small cases");
+}
+template <>
+void launch_hopper_of<__nv_bfloat16>(const AttentionLaunch&, bool, int, cudaStream_t) {
+  throw std::runtime_error("not in the small cases");
+}
 }  // namespace cuda
 }  // namespace skv
 
 namespace {
 
 using namespace skv;
-using small::Buffer;
-
-constexpr int kBatch = 4, kHeads = 4, kKvHeads = 2, kHeadDim = 64, kBlockSize = 16, kMaxBlocks = 17,
-              kNumBlocks = 40;
-int kNew[kBatch] = {5, 1, 0, 40};  // the last: as the case says
-const int kLength[kBatch] = {70, 135, 3, 260};
-constexpr int kTotal = 46;
-
-bool is_hole(int b, int key) { return b == 1 && key / kBlockSize == 3; }
-
-struct Options {
-  int num_splits, window_left, shift;
-  bool causal, tree, extras;  // extras: softcap, sinks, scales
-  int last_new;               // at most 40: which way warps share the rows of the last sequence
-};
-
-template <class Cell>
-void prefill(DType cache_dtype, const Options& o) {
-  kNew[3] = o.last_new;
-  constexpr int kHeadStride = kHeadDim + 8, kTokenStride = kHeads * kHeadStride;
-  Buffer<__half> query(kTotal * kTokenStride + o.shift), out(kTotal * kTokenStride + o.shift);
-  Buffer<float> lse(kHeads * (kTotal + 2)), sinks(4), scales(2 * kBatch * kKvHeads);
-  Buffer<Cell> k_cache(kNumBlocks * kBlockSize * kKvHeads * kHeadDim), v_cache(k_cache.size());
-  Buffer<int32_t> cu_seqlens(kBatch + 1), seqused(kBatch), table(kBatch * (kMaxBlocks + 2)), tree(kTotal * 2);
-  small::fill_numbers(query, 11);
-  for (int i = 0; i < 4; ++i) sinks[i] = small::number(i);
-  for (size_t i = 0; i < scales.size(); ++i) scales[i] = 0.5f + 0.25f * float(i % 5);
-  int next_block = 0;
-  cu_seqlens[0] = 0;
-  for (int b = 0; b < kBatch; ++b) {
-    cu_seqlens[b + 1] = cu_seqlens[b] + kNew[b];
-    seqused[b] = kLength[b];
-    for (int i = 0; i < kMaxBlocks + 2; ++i) {  // past the sequence: ids that do not exist
-      table[b * (kMaxBlocks + 2) + i] =
-          i * kBlockSize < kLength[b] ? (next_block++ * 7 + 2) % kNumBlocks : kNumBlocks;
-    }
-    if (b == 1) table[b * (kMaxBlocks + 2) + 3] = 1 << 20;  // a hole
-    for (int i = 0; i < kNew[b]; ++i) {
-      const uint64_t bits =
-          (uint64_t(1) << i) | (i ? uint64_t(small::hash(i)) & ((uint64_t(1) << i) - 1) : 0);
-      tree[(cu_seqlens[b] + i) * 2] = int32_t(bits);
-      tree[(cu_seqlens[b] + i) * 2 + 1] = int32_t(bits >> 32);
-    }
-  }
-
-  DeltaPrefillParams p{};
-  p.query = {query.data() + o.shift, kTokenStride, kHeadStride};
-  p.out = {out.data() + o.shift, kTokenStride, kHeadStride};
-  p.dtype = DType::kFloat16;
-  p.lse = lse.data();
-  p.lse_head_stride = kTotal + 2;
-  p.cache = {kNumBlocks, kBlockSize, kKvHeads, kHeadDim, cache_dtype};
-  p.k_cache = {k_cache.data(), kBlockSize * kKvHeads * kHeadDim, kKvHeads * kHeadDim, kHeadDim};
-  p.v_cache = {v_cache.data(), kBlockSize * kKvHeads * kHeadDim, kHeadDim, kBlockSize * kHeadDim};
-  p.num_heads = kHeads;
-  p.total_q = kTotal;
-  p.batch = kBatch;
-  p.cu_seqlens_q = cu_seqlens.data();
-  p.seqused_k = seqused.data();
-  p.block_table = table.data();
-  p.block_table_stride = kMaxBlocks + 2;
-  p.max_blocks = kMaxBlocks;
-  p.max_seqlen_q = o.last_new;
-  p.softmax_scale = 0.2f;
-  p.causal = o.causal;
-  p.window_left = o.window_left;
-  if (o.tree) p.tree_mask = tree.data(), p.tree_mask_stride = 2, p.mask_words = 2;
-  if (o.extras) {
-    p.softcap = 3.f;
-    p.sinks = sinks.data();
-    p.k_scale = {scales.data(), kKvHeads, 1};
-    p.v_scale = {scales.data() + kBatch * kKvHeads, kKvHeads, 1};
-  }
-  p.num_splits = o.num_splits;
-  const auto cell = [&](const CacheView& view, Buffer<Cell>& cache, int b, int key, int kv_head) {
-    const int block = table[b * (kMaxBlocks + 2) + key / kBlockSize];
-    return &cache[block * view.block_stride + key % kBlockSize * view.token_stride +
-                  kv_head * view.head_stride];
-  };
-  for (int b = 0; b < kBatch; ++b) {
-    for (int key = 0; key < kLength[b]; ++key) {
-      if (is_hole(b, key)) continue;
-      for (int h = 0; h < kKvHeads; ++h) {
-        for (int d = 0; d < kHeadDim; ++d) {
-          const size_t i = ((b * 300 + key) * kKvHeads + h) * kHeadDim + d;
-          cell(p.k_cache, k_cache, b, key, h)[d] = Cell(small::number(i));
-          cell(p.v_cache, v_cache, b, key, h)[d] = Cell(small::number(i + 7777777));
-        }
-      }
-    }
-  }
-  p.workspace_size = cuda::delta_prefill_workspace(p);
-  Buffer<uint64_t> workspace(size_t(p.workspace_size + 7) / 8);
-  p.workspace = workspace.data();
-  cuda::delta_prefill(p, nullptr);
-
-  for (int b = 0; b < kBatch; ++b) {
-    const int prefix = kLength[b] - kNew[b];
-    for (int i = 0; i < kNew[b]; ++i) {
-      const int token = cu_seqlens[b] + i;
-      uint64_t bits = 0;
-      std::memcpy(&bits, &tree[token * 2], 8);
-      const int position = prefix + (o.tree ? __builtin_popcountll(bits) - 1 : i);
-      for (int h = 0; h < kHeads; ++h) {
-        const int kv = h / (kHeads / kKvHeads);
-        const float k_scale = o.extras ? scales[b * kKvHeads + kv] : 1.f;
-        const float v_scale = o.extras ? scales[(kBatch + b) * kKvHeads + kv] : 1.f;
-        double sum = o.extras ? std::exp(double(sinks[h])) : 0;
-        std::vector<double> acc(kHeadDim, 0);
-        for (int key = 0; key < kLength[b]; ++key) {
-          bool see = !is_hole(b, key) && (o.window_left < 0 || key >= position - o.window_left);
-          if (o.tree) {
-            see = see && (key < prefix || (bits >> (key - prefix) & 1));
-          } else if (o.causal) {
-            see = see && key <= position;
-          }
-          if (!see) continue;
-          double s = 0;
-          for (int d = 0; d < kHeadDim; ++d) {
-            s += double(float(query[o.shift + token * kTokenStride + h * kHeadStride + d])) *
-                 double(float(cell(p.k_cache, k_cache, b, key, kv)[d]));
-          }
-          s *= double(p.softmax_scale) * k_scale;
-          if (p.softcap > 0) s = p.softcap * std::tanh(s / p.softcap);
-          const double weight = std::exp(s);
-          sum += weight;
-          for (int d = 0; d < kHeadDim; ++d)
-            acc[d] += weight * float(cell(p.v_cache, v_cache, b, key, kv)[d]);
-        }
-        const std::string where = "sequence " + std::to_string(b) + " token " + std::to_string(i);
-        small::expect_close(lse[h * (kTotal + 2) + token], float(std::log(sum)), 0.01f, where + ": lse");
-        for (int d = 0; d < kHeadDim; ++d) {
-          const float got = out[o.shift + token * kTokenStride + h * kHeadStride + d];
-          small::expect_close(got, float(acc[d] / sum * v_scale), 0.02f, where + ": out");
-        }
-      }
-    }
-  }
-}
+using small::prefill;
 
 void causal_split() { prefill<__half>(DType::kFloat16, {2, -1, 0, true, false, false, 40}); }
 void automatic_window() { prefill<__half>(DType::kFloat16, {0, 100, 1, true, false, false, 40}); }

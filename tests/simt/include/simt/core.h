@@ -153,6 +153,11 @@ void set_seed(
     u64 seed);  // 0: in order; odd: random; even: one warp as far ahead as it can.  Default: $SIMT_SEED
 void report_faults();  // turns SIGSEGV and SIGBUS into a report and exit code 99; for test programs
 
+// What the emulated device says it is, 10 * major + minor; all instructions are there whatever that is.
+// Default: $SIMT_CAPABILITY, or 80.
+void set_compute_capability(int capability);
+int compute_capability();
+
 struct Stats {
   u64 switches, collectives, ctas, cta_changes, ldmatrix_phases, bank_conflicts;
 };

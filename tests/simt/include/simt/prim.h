@@ -42,6 +42,8 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStr
 inline void zero_async(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0, bytes); }
 inline int num_multiprocessors() { return 4; }  // few, so that small cases split their work too
 
+inline int compute_capability() { return simt::compute_capability(); }
+
 struct SharedMemory {
   int64_t per_cta, per_multiprocessor;
 };

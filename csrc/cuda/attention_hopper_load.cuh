@@ -1,0 +1,189 @@
+// delta_prefill on sm_90a: the warps that bring items, keys and values.
+#pragma once
+
+#include "attention_hopper_tile.cuh"
+
+namespace skv {
+namespace cuda {
+
+// ---- items of the work list ----
+
+// Publishes the CTA's items one by one, a slot ahead of those who work on them.  One warp.
+SKV_DEVICE void find_items(const AttentionLaunch& launch, const WorkShape& shape, HopperShared& shared,
+                           int lane) {
+  const DeltaPrefillParams& p = launch.p;
+  const int num_items = p.schedule[kFieldItems];
+  RingPlace<kItemSlots> at;
+  for (int number = int(blockIdx.x);; number += int(gridDim.x)) {
+    wait_empty(shared.item_empty[at.slot], at.parity);
+    bool found = false;
+    for (int64_t b = lane; number < num_items && b < p.batch; b += kWarpSize) {
+      const int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
+      if (number < entry[kEntryFirstItem] || number - entry[kEntryFirstItem] >= entry[kEntryItems]) continue;
+      found = make_item(launch, shape, number, int(b), shared.items[at.slot]);  // ranges do not overlap
+    }
+    if (number < num_items && !__any_sync(kFullMask, found)) continue;  // not this call's schedule
+    __syncwarp();
+    if (number >= num_items && lane == 0) shared.items[at.slot].num_rows = 0;
+    arrive_warp(shared.item_full[at.slot]);
+    if (number >= num_items) return;
+    at.next();
+  }
+}
+
+// ---- keys and values by TMA ----
+
+// The block of `keys` keys from key0 on, of which some are the item's; -1 if it is not there.
+SKV_DEVICE int block_at(const AttentionLaunch& launch, const AttentionItem& item, int key0, int keys) {
+  const DeltaPrefillParams& p = launch.p;
+  const int index = key0 >> launch.block_shift;
+  if (key0 + keys <= item.key_begin || key0 >= item.key_end || index >= p.max_blocks) return -1;
+  return p.block_table[item.b * p.block_table_stride + index];
+}
+
+// Bit i of the result: whether key 32 * word + i is there, given the bits of the tile's blocks.
+SKV_DEVICE uint32_t keys_of_blocks(unsigned blocks, int word, int block_shift) {
+  if (block_shift >= 5) return blocks >> (word * 32 >> block_shift) & 1 ? ~0u : 0u;
+  uint32_t bits = 0;
+  const int size = 1 << block_shift;
+  for (int i = 0; i < 32; i += size) {
+    if (blocks >> (word * 32 + i >> block_shift) & 1) bits |= ((1u << size) - 1) << i;
+  }
+  return bits;
+}
+
+// One tile of K or V into `to`: a box per block and piece of its columns, each lane some of them.
+template <class Tile>
+SKV_DEVICE void issue_boxes(const HopperLaunch& launch, const prim::TensorMap& map, uint32_t to, uint32_t bar,
+                            int kv_head, int first_row, int block, int lane) {
+  const int keys = min(launch.a.p.cache.block_size, Tile::kKeys), blocks = Tile::kKeys / keys;
+  if (lane == 0) prim::mbar_arrive_expect_tx(bar, Tile::kTileBytes);
+  __syncwarp();
+  for (int i = lane; i - lane < blocks * Tile::kPieces; i += kWarpSize) {
+    const int which = i % blocks, piece = i / blocks;
+    const int id = __shfl_sync(kFullMask, block, which);
+    if (piece >= Tile::kPieces) continue;
+    const int at[4] = {piece * Tile::kPieceColumns, kv_head, first_row, id};
+    prim::tma_load<4>(to + uint32_t(piece * Tile::kPieceBytes + which * keys * Tile::kRowBytes), &map, bar,
+                      at);
+  }
+}
+
+// One warp.  A block that is not there is asked for behind the last one, where everything is zero.
+template <class Tile>
+SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, unsigned char* smem, int lane) {
+  const AttentionLaunch& a = launch.a;
+  const int keys = min(a.p.cache.block_size, Tile::kKeys), blocks = Tile::kKeys / keys;
+  const uint32_t sk = prim::smem_u32(smem + Tile::kKeysAt), sv = prim::smem_u32(smem + Tile::kValuesAt);
+  RingPlace<Tile::kStages> at;
+  for_each_item(shared, [&](const AttentionItem& item) {
+    if (!launch.tma) return;
+    const int kv_head = item.kv_head, tile_end = item.tile_end;
+    const auto block_of_lane = [&](int tile) {
+      return lane < blocks && tile < tile_end ? block_at(a, item, tile * Tile::kKeys + lane * keys, keys)
+                                              : -1;
+    };
+    int block = block_of_lane(item.tile_begin);
+    for (int tile = item.tile_begin; tile < tile_end; ++tile, at.next()) {
+      const int key0 = tile * Tile::kKeys, first_row = key0 & (a.p.cache.block_size - 1);
+      const bool there = in_range(block, a.p.cache.num_blocks);
+      const unsigned present = __ballot_sync(kFullMask, there);
+      const int id = there ? block : int(a.p.cache.num_blocks);
+      block = block_of_lane(tile + 1);  // on its way while this tile waits
+
+      wait_empty(shared.empty_k[at.slot], at.parity);
+      if (lane < Tile::kKeys / 32)
+        shared.exists[at.slot][lane] = keys_of_blocks(present, lane, a.block_shift);
+      __syncwarp();
+      issue_boxes<Tile>(launch, launch.k_map, sk + uint32_t(at.slot * Tile::kTileBytes),
+                        prim::smem_u32(&shared.full_k[at.slot]), kv_head, first_row, id, lane);
+      wait_empty(shared.empty_v[at.slot], at.parity);
+      uint64_t& bar = is_edge(a, item, key0, Tile::kKeys) ? shared.raw_v[at.slot] : shared.full_v[at.slot];
+      issue_boxes<Tile>(launch, launch.v_map, sv + uint32_t(at.slot * Tile::kTileBytes), prim::smem_u32(&bar),
+                        kv_head, first_row, id, lane);
+    }
+  });
+}
+
+// ---- what is filled in by hand ----
+
+// Hands a stage over after ordinary stores to it.  The fill warps.
+SKV_DEVICE void publish_stores(uint64_t& bar, int thread) {
+  prim::fence_proxy_async();
+  prim::named_barrier_sync(kFillBarrier, kFillThreads);
+  if (thread == 0) prim::mbar_arrive(prim::smem_u32(&bar));
+}
+
+// Values of an edge, once TMA has brought them: keys that are not the item's become zeros.
+template <class Tile>
+SKV_DEVICE void clear_edge(const AttentionItem& item, HopperShared& shared, unsigned char* stage, int slot,
+                           int raw_parity, int key0, int thread) {
+  wait_full(shared.raw_v[slot], raw_parity);
+  constexpr int kChunks = Tile::kPieces * Tile::kRowBytes / 16;
+  for (int i = thread; i < Tile::kKeys * kChunks; i += kFillThreads) {
+    const int row = i / kChunks;
+    if (key0 + row >= item.key_begin && key0 + row < item.key_end) continue;
+    *reinterpret_cast<uint4*>(stage + Tile::at(row, i % kChunks, Tile::kPieceBytes)) = make_uint4(0, 0, 0, 0);
+  }
+  publish_stores(shared.full_v[slot], thread);
+}
+
+// A tile of K or V whose rows TMA cannot bring: a warp takes 32 keys, a lane 16 bytes of each.
+template <class Tile, class T>
+SKV_DEVICE void copy_tile(const AttentionLaunch& launch, const AttentionItem& item, const CacheView& cache,
+                          unsigned char* stage, uint32_t* exists, int key0, int thread) {
+  const DeltaPrefillParams& p = launch.p;
+  const int lane = thread % kWarpSize;
+  for (int first = thread / kWarpSize * 32; first < Tile::kKeys; first += kFillThreads) {
+    const int key = key0 + first + lane, block = block_at(launch, item, key, 1);
+    const bool there = in_range(block, p.cache.num_blocks);
+    const unsigned bits = __ballot_sync(kFullMask, there);
+    if (exists && lane == 0) exists[first / 32] = bits;
+    for (int row = 0; row < 32; ++row) {
+      const int64_t id = __shfl_sync(kFullMask, there ? block : 0, row);
+      if (lane >= Tile::kPieces * Tile::kRowBytes / 16) continue;
+      const int64_t within = (key0 + first + row) & (p.cache.block_size - 1);
+      const T* from = static_cast<const T*>(cache.data) + id * cache.block_stride +
+                      within * cache.token_stride + item.kv_head * cache.head_stride + lane * 8;
+      Vector<T, 8> v{};
+      if (bits >> row & 1) {
+        if (launch.kv_aligned) {
+          v = load_vector<T, 8>(from);
+        } else {
+          for (int e = 0; e < 8; ++e) v.at[e] = from[e];
+        }
+      }
+      store_vector<T, 8>(reinterpret_cast<T*>(stage + Tile::at(first + row, lane, Tile::kPieceBytes)), v);
+    }
+  }
+}
+
+// kFillWarps warps.
+template <class Tile, class T>
+SKV_DEVICE void fill_by_hand(const HopperLaunch& launch, HopperShared& shared, unsigned char* smem,
+                             int thread) {
+  const AttentionLaunch& a = launch.a;
+  RingPlace<Tile::kStages> at;
+  uint32_t raw_parities = 0;  // a bit per stage
+  for_each_item(shared, [&](const AttentionItem& item) {
+    for (int tile = item.tile_begin; tile < item.tile_end; ++tile, at.next()) {
+      const int key0 = tile * Tile::kKeys, slot = at.slot;
+      unsigned char* values = smem + Tile::kValuesAt + slot * Tile::kTileBytes;
+      if (!launch.tma) {
+        wait_empty(shared.empty_k[slot], at.parity);
+        copy_tile<Tile, T>(a, item, a.p.k_cache, smem + Tile::kKeysAt + slot * Tile::kTileBytes,
+                           shared.exists[slot], key0, thread);
+        publish_stores(shared.full_k[slot], thread);
+        wait_empty(shared.empty_v[slot], at.parity);
+        copy_tile<Tile, T>(a, item, a.p.v_cache, values, nullptr, key0, thread);
+        publish_stores(shared.full_v[slot], thread);
+      } else if (is_edge(a, item, key0, Tile::kKeys)) {
+        clear_edge<Tile>(item, shared, values, slot, int(raw_parities >> slot & 1), key0, thread);
+        raw_parities ^= 1u << slot;
+      }
+    }
+  });
+}
+
+}  // namespace cuda
+}  // namespace skv

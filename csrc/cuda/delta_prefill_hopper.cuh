@@ -1,0 +1,273 @@
+// The kernel of delta_prefill on sm_90a; delta_prefill.md says why it is as it is.
+//
+// A CTA takes items of the work list in turn.  Its first warpgroup feeds the others: one warp finds items,
+// one issues TMA boxes, two fill in what TMA cannot bring.  One or two consumer warpgroups have 64 rows of
+// the item each and go through its tiles of keys side by side.  Keys and values come through rings of stages
+// of their own; while a group softens the scores of a tile, its product of the tile before with the values is
+// under way, and so are the products of the other group.
+//
+// Everything else is as in delta_prefill.cuh, the promise about a row's bits included.
+#pragma once
+
+#include "attention_hopper_load.cuh"
+#include "attention_hopper_rows.cuh"
+
+namespace skv {
+namespace cuda {
+
+// What a consumer warpgroup works with.
+template <class Rows>
+struct Consumer {
+  using Tile = typename Rows::Tile;
+
+  const AttentionLaunch& launch;
+  HopperShared& shared;
+  const uint32_t sq, sk, sv;  // its query rows; the stages of keys and of values
+  RingPlace<Tile::kStages> keys, values;
+  bool in_turns;  // both groups have rows: they issue products in turns, so that one softens meanwhile
+
+  SKV_DEVICE uint32_t key_stage() const { return sk + uint32_t(keys.slot * Tile::kTileBytes); }
+  SKV_DEVICE uint32_t value_stage() const { return sv + uint32_t(values.slot * Tile::kTileBytes); }
+  SKV_DEVICE void wait_keys() { wait_full(shared.full_k[keys.slot], keys.parity); }
+  SKV_DEVICE void wait_values() { wait_full(shared.full_v[values.slot], values.parity); }
+  SKV_DEVICE void release_keys() {
+    arrive_warp(shared.empty_k[keys.slot]);
+    keys.next();
+  }
+  SKV_DEVICE void release_values() {
+    arrive_warp(shared.empty_v[values.slot]);
+    values.next();
+  }
+  SKV_DEVICE void take_turn(int group) const {
+    if (in_turns) prim::named_barrier_sync(kTurnBarrier + group, 2 * kGroupThreads);
+  }
+  SKV_DEVICE void give_turn(int group) const {
+    if (in_turns) prim::named_barrier_arrive(kTurnBarrier + (group ^ 1), 2 * kGroupThreads);
+  }
+};
+
+// The group's query rows to shared memory, rows past the item's last one as zeros.
+template <class Rows, class T, int kHeadDim>
+SKV_DEVICE void load_query(const AttentionLaunch& launch, const AttentionItem& item, const Rows& rows,
+                           unsigned char* to) {
+  using Tile = typename Rows::Tile;
+  const int thread = int(threadIdx.x) % kGroupThreads;
+  prim::named_barrier_sync(kGroupBarrier + rows.group, kGroupThreads);  // nobody reads the last item's
+  for (int i = thread; i < 64 * (kHeadDim / 8); i += kGroupThreads) {
+    const int row = i / (kHeadDim / 8), chunk = i % (kHeadDim / 8), of_item = rows.group * 64 + row;
+    const bool there = of_item < item.num_rows;
+    const T* src = static_cast<const T*>(launch.p.query.data) +
+                   query_offset(launch.p.query, item, launch.group, there ? of_item : 0);
+    copy_chunk<T>(to, Tile::at(row, chunk, Tile::kQueryPieceBytes), src + chunk * 8, launch.query_aligned,
+                  there);
+  }
+  prim::cp_async_commit();
+  prim::cp_async_wait<0>();
+  prim::fence_proxy_async();
+  prim::named_barrier_sync(kGroupBarrier + rows.group, kGroupThreads);
+}
+
+// Tiles `tile` to tile_end - 1, at least one, into the state of the rows.
+template <class Rows>
+SKV_DEVICE void attend_tiles(Consumer<Rows>& c, Rows& rows, const AttentionItem& item,
+                             const ScoreScale& scale, int tile, int tile_end) {
+  const AttentionLaunch& launch = c.launch;
+  typename Rows::Scores s;
+  float shrink[2];
+  const auto soften = [&] {  // scores that are there, and their keys no longer needed
+    scale.apply(s);
+    rows.mask(s, launch.p, item, launch.group, c.shared.exists[c.keys.slot], tile * Rows::kKeys);
+    c.release_keys();
+    return rows.soften(s, scale.scale2, shrink);
+  };
+  if (rows.group == 1) c.give_turn(1);
+  c.wait_keys();
+  c.take_turn(rows.group);
+  prim::wgmma_fence();
+  rows.begin_scores(s, c.sq, c.key_stage());
+  prim::wgmma_commit();
+  c.give_turn(rows.group);
+  prim::wgmma_wait<0>();
+  bool grown = soften();
+  rows.weigh(s, grown, shrink);
+  for (++tile; tile < tile_end; ++tile) {
+    c.wait_keys();
+    c.take_turn(rows.group);
+    prim::wgmma_fence();
+    rows.begin_scores(s, c.sq, c.key_stage());
+    prim::wgmma_commit();
+    c.wait_values();
+    prim::wgmma_fence();
+    rows.begin_values(c.value_stage());
+    prim::wgmma_commit();
+    c.give_turn(rows.group);
+    prim::wgmma_wait<1>();
+    grown = soften();
+    prim::wgmma_wait<0>();
+    c.release_values();
+    rows.weigh(s, grown, shrink);
+  }
+  c.wait_values();
+  prim::wgmma_fence();
+  rows.begin_values(c.value_stage());
+  prim::wgmma_commit();
+  prim::wgmma_wait<0>();
+  c.release_values();
+  if (rows.group == 0) c.take_turn(0);  // the one that the other group gave last
+}
+
+// One item, all but the folding of parts that other CTAs have stored.  One warpgroup.
+template <class Rows, class T, int kHeadDim>
+SKV_DEVICE void attend_item(Consumer<Rows>& c, Rows& rows, const AttentionItem& item, unsigned char* query) {
+  const AttentionLaunch& launch = c.launch;
+  const DeltaPrefillParams& p = launch.p;
+  if (rows.group * 64 >= item.num_rows) {  // no rows for this group: the stages pass by
+    for (int tile = item.tile_begin; tile < item.tile_end; ++tile) {
+      c.wait_keys();
+      c.release_keys();
+      c.wait_values();
+      c.release_values();
+    }
+    return;
+  }
+  c.in_turns = item.num_rows > 64;
+  load_query<Rows, T, kHeadDim>(launch, item, rows, query);
+  rows.look_at(p, item, launch.group);
+  rows.clear();
+  const ScoreScale scale(p, p.softmax_scale * scale_of(p.k_scale, item.b, item.kv_head));
+  int tile = item.tile_begin;
+  int part = tile < item.tile_end ? (tile - item.first_tile) / item.part_tiles : item.part_begin;
+  do {
+    const int part_end = min(item.first_tile + (part + 1) * item.part_tiles, item.tile_end);
+    if (tile < part_end) attend_tiles(c, rows, item, scale, tile, part_end);
+    tile = max(tile, part_end);
+    if (item.splits > 1) {
+      if (tile > item.tile_begin) store_part<T, kHeadDim>(launch, item, rows, part, scale.scale2);
+    } else {
+      fold_kept(launch, rows, part == item.part_begin, part + 1 >= item.part_end, scale.scale2);
+    }
+    if (++part < item.part_end && tile < item.tile_end) rows.clear();
+  } while (tile < item.tile_end);
+  if (item.splits == 1) store_rows<T>(launch, item, rows, launch.group);
+}
+
+// The consumer warpgroups: all items, and the folding of those whose last part is theirs.
+template <class Rows, class T, int kHeadDim>
+SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, unsigned char* smem) {
+  using Tile = typename Rows::Tile;
+  const int thread = int(threadIdx.x) - kGroupThreads;
+  Rows rows(thread);
+  unsigned char* const query = smem + rows.group * Tile::kQueryBytes;
+  Consumer<Rows> c{launch,
+                   shared,
+                   prim::smem_u32(query),
+                   prim::smem_u32(smem + Tile::kKeysAt),
+                   prim::smem_u32(smem + Tile::kValuesAt),
+                   {},
+                   {},
+                   false};
+  for_each_item(shared, [&](const AttentionItem& item) {
+    attend_item<Rows, T, kHeadDim>(c, rows, item, query);
+    if (item.splits == 1) return;
+    prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);
+    if (thread == 0) {
+      shared.is_last =
+          prim::atomic_add_acq_rel(launch.tickets + item.first_item, 1) == uint32_t(item.splits - 1);
+    }
+    prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);
+    if (shared.is_last) combine_parts<T, kHeadDim>(launch, item, launch.group, thread, Rows::kThreads);
+  });
+}
+
+// kGroups: consumer warpgroups.
+template <class T, int kHeadDim, int kGroups>
+__global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
+    delta_prefill_hopper_kernel(const __grid_constant__ HopperLaunch launch) {
+  using Rows = HopperRows<T, kHeadDim, kGroups>;
+  using Tile = typename Rows::Tile;
+  SKV_DYNAMIC_SMEM(smem);
+  HopperShared& shared = *reinterpret_cast<HopperShared*>(smem + Tile::kSharedAt);
+  const AttentionLaunch& a = launch.a;
+  if (!is_schedule_of(a)) return;
+  if (threadIdx.x == 0) start_hopper_shared<kGroups, Tile::kStages>(shared);
+  __syncthreads();
+  const int thread = int(threadIdx.x), warp = __shfl_sync(kFullMask, thread / kWarpSize, 0);
+  if (warp >= 4) {
+    if constexpr (kGroups == 2) prim::setmaxnreg_inc<232>();
+    consume<Rows, T, kHeadDim>(a, shared, smem);
+    return;
+  }
+  if constexpr (kGroups == 2) prim::setmaxnreg_dec<40>();
+  if (warp == 0) {
+    const WorkShape shape = work_shape(a.group, a.p.window_left, a.p.num_splits, Tile::kKeys, a.tile_rows);
+    find_items(a, shape, shared, thread % kWarpSize);
+  } else if (warp == 1) {
+    load_by_tma<Tile>(launch, shared, smem, thread % kWarpSize);
+  } else {
+    fill_by_hand<Tile, T>(launch, shared, smem, thread - 2 * kWarpSize);
+  }
+}
+
+// ---- host ----
+
+template <class Tile>
+prim::TensorMap cache_map(const CacheView& view, const CacheShape& cache) {
+  constexpr int64_t kBytes = 2;
+  const auto stride = [](int64_t elements, int64_t size) {  // of a dimension of one element: any will do
+    return uint64_t(size == 1 ? 16 : elements * kBytes);
+  };
+  prim::TensorMapSpec spec{view.data, kBytes, 4, {}, {}, {}, Tile::kSwizzle};
+  const int64_t sizes[4] = {Tile::kPieces * Tile::kPieceColumns, cache.num_kv_heads, cache.block_size,
+                            cache.num_blocks};
+  const int64_t strides[4] = {1, view.head_stride, view.token_stride, view.block_stride};
+  const int boxes[4] = {Tile::kPieceColumns, 1, std::min(cache.block_size, Tile::kKeys), 1};
+  for (int i = 0; i < 4; ++i) {
+    spec.size[i] = uint64_t(sizes[i]);
+    spec.stride_bytes[i] = stride(strides[i], sizes[i]);
+    spec.box[i] = uint32_t(boxes[i]);
+  }
+  return prim::make_tensor_map(spec);
+}
+
+template <class T, int kHeadDim, int kGroups>
+void launch_hopper_kernel(const AttentionLaunch& a, bool tma, int ctas, cudaStream_t stream) {
+  using Tile = HopperTile<T, kHeadDim, kGroups>;
+  constexpr int kSmem = Tile::kSharedAt + int(sizeof(HopperShared));
+  static_assert(kSmem <= kHopperSmem, "the room left for HopperShared is too small");
+  HopperLaunch launch{a, {}, {}, tma};
+  if (tma) {
+    launch.k_map = cache_map<Tile>(a.p.k_cache, a.p.cache);
+    launch.v_map = cache_map<Tile>(a.p.v_cache, a.p.cache);
+  }
+  prim::launch(delta_prefill_hopper_kernel<T, kHeadDim, kGroups>, dim3(unsigned(ctas)),
+               (kGroups + 1) * kGroupThreads, kSmem, stream, launch);
+}
+
+template <class T, int kHeadDim>
+void launch_hopper(const AttentionLaunch& a, bool tma, int ctas, cudaStream_t stream) {
+  a.tile_rows > 64 ? launch_hopper_kernel<T, kHeadDim, 2>(a, tma, ctas, stream)
+                   : launch_hopper_kernel<T, kHeadDim, 1>(a, tma, ctas, stream);
+}
+
+// Every head_dim of one type, in a file each: delta_prefill_*_sm90.cu.
+template <class T>
+void launch_hopper_of(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream);
+
+template <class T>
+void launch_hopper_by_head_dim(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream) {
+  switch (launch.p.cache.head_dim) {
+    case 64:
+      return launch_hopper<T, 64>(launch, tma, ctas, stream);
+    case 96:
+      return launch_hopper<T, 96>(launch, tma, ctas, stream);
+    case 128:
+      return launch_hopper<T, 128>(launch, tma, ctas, stream);
+    case 192:
+      return launch_hopper<T, 192>(launch, tma, ctas, stream);
+    default:
+      return launch_hopper<T, 256>(launch, tma, ctas, stream);
+  }
+}
+
+}  // namespace cuda
+}  // namespace skv

@@ -1,0 +1,123 @@
+// How a call of delta_prefill is launched: a pure function of its shapes and of the device, without CUDA.
+//
+// Two kernels do the work: one on mma.sync and cp.async, for sm_80 and newer, and one on wgmma and TMA for
+// sm_90a.  A schedule holds a list of work for each (delta_schedule.cuh), because what makes it does not know
+// the cache, which has a say in the choice.
+#pragma once
+
+#include <algorithm>
+
+#include "alignment.h"
+
+namespace skv {
+namespace cuda {
+
+constexpr int tile_keys(int head_dim) { return head_dim > 128 ? 32 : 64; }
+constexpr int hopper_tile_keys(int head_dim) { return head_dim > 128 ? 64 : 128; }
+constexpr int kChunkKeys = 1024;
+
+struct PrefillDevice {
+  int multiprocessors;
+  bool sm90;  // exactly: wgmma is in no other architecture
+};
+
+// What a list of work depends on.
+struct ListShape {
+  int tile_keys;
+  int tile_rows;   // most rows of an item
+  int workers;     // CTAs that can be at work together, and that the work is spread over
+  int min_tiles;   // of a split
+  int large_cost;  // of a tile of keys for more than 64 rows, where one for fewer costs 1
+  int64_t most_part_rows;
+};
+
+// Rows of partial results: what an automatic schedule can ask for, and what a batch-invariant one may, which
+// leaves sequences whole that would need more.
+inline int64_t most_part_rows(int num_splits, int workers, int tile_rows, int head_dim) {
+  constexpr int64_t kMostBytes = 64 << 20;
+  return num_splits > 0    ? INT32_MAX
+         : num_splits == 0 ? int64_t(2) * workers * tile_rows
+                           : kMostBytes / (4 * head_dim);
+}
+
+// Tiles have as few rows as a call of this shape can have; head_dim above 128 leaves no registers for 128
+// rows of mma.sync.  There more rows take longer; of wgmma 128 rows are two warpgroups side by side.
+inline ListShape portable_list(int64_t max_rows, int head_dim, int num_splits, const PrefillDevice& device) {
+  const int rows = max_rows <= 16 ? 16 : max_rows <= 64 || head_dim > 128 ? 64 : 128;
+  const int workers = 2 * device.multiprocessors;
+  return {tile_keys(head_dim), rows, workers, 4, 2, most_part_rows(num_splits, workers, rows, head_dim)};
+}
+inline ListShape hopper_list(int64_t max_rows, int head_dim, int num_splits, const PrefillDevice& device) {
+  const int rows = max_rows <= 64 ? 64 : 128, workers = device.multiprocessors;
+  return {
+      hopper_tile_keys(head_dim), rows, workers, 2, 1, most_part_rows(num_splits, workers, rows, head_dim)};
+}
+
+// Whether a tensor map can describe the cache, its boxes whole atoms of the swizzle.
+inline bool fits_tensor_map(const CacheView& v, const CacheShape& cache, int64_t element_bytes) {
+  const auto stride_fits = [&](int64_t stride, int64_t size) {
+    return size == 1 || (stride > 0 && stride * element_bytes < int64_t(1) << 40);
+  };
+  return cache.block_size >= 8 && cache.num_blocks > 0 && aligned(v, element_bytes, 16) &&
+         stride_fits(v.block_stride, cache.num_blocks) && stride_fits(v.token_stride, cache.block_size) &&
+         stride_fits(v.head_stride, cache.num_kv_heads);
+}
+
+struct PrefillPlan {
+  bool hopper, tma;
+  ListShape list;
+  int ctas;
+  int64_t num_tickets, part_rows, kept_stride;
+  int64_t tickets, part_stats, parts, kept, schedule, size;  // offsets and size of the workspace in bytes
+};
+
+// Float4 of memory in which a CTA of the portable kernel, and of the other, keeps earlier parts of its rows:
+// four floats for each column and row, and two numbers a row and thread.
+constexpr int64_t kept_size(int tile_rows, int head_dim) {
+  return int64_t(tile_rows < 64 ? 16 : tile_rows) * head_dim / 4 + 2 * 128;
+}
+
+// Up to 16 rows stay with mma.sync, whose tiles fit them and stream as well; batch-invariant calls do not,
+// because a row's bits must not depend on how many others there are.  Those take wgmma whatever the cache's
+// layout; where TMA cannot bring it, slowly.
+inline void choose_kernel(const DeltaPrefillParams& p, const PrefillDevice& device, PrefillPlan& plan) {
+  const int64_t max_rows = int64_t(p.max_seqlen_q) * (p.num_heads / p.cache.num_kv_heads);
+  const int64_t bytes = element_size(p.cache.dtype);
+  plan.tma = fits_tensor_map(p.k_cache, p.cache, bytes) && fits_tensor_map(p.v_cache, p.cache, bytes);
+  plan.hopper = device.sm90 && p.cache.dtype == p.dtype && (p.num_splits < 0 || (plan.tma && max_rows > 16));
+  plan.tma = plan.tma && plan.hopper;
+  plan.list = plan.hopper ? hopper_list(max_rows, p.cache.head_dim, p.num_splits, device)
+                          : portable_list(max_rows, p.cache.head_dim, p.num_splits, device);
+}
+
+inline PrefillPlan plan_delta_prefill(const DeltaPrefillParams& p, const PrefillDevice& device) {
+  const int64_t group = p.num_heads / p.cache.num_kv_heads, head_dim = p.cache.head_dim;
+  const auto round_up = [](int64_t n) { return (n + 127) / 128 * 128; };
+  PrefillPlan plan{};
+  choose_kernel(p, device, plan);
+  const int64_t tile_rows = plan.list.tile_rows, workers = plan.list.workers;
+  const int64_t row_tiles = (p.total_q * group / tile_rows + p.batch) * p.cache.num_kv_heads;  // at most
+  const int64_t chunks = (p.max_blocks * p.cache.block_size + kChunkKeys - 1) / kChunkKeys;
+  int64_t items = row_tiles * std::max(p.num_splits, 1);
+  if (p.num_splits > 1) {
+    plan.num_tickets = items;
+    plan.part_rows = items * tile_rows;
+  } else if (p.num_splits < 1 && !(p.num_splits < 0 && chunks <= 1)) {
+    // A sequence is split only into parts of at least its share of the work: at most two parts a worker.
+    plan.num_tickets = 2 * workers;
+    plan.part_rows = plan.list.most_part_rows;
+    if (p.num_splits < 0) plan.part_rows = std::min(plan.part_rows, chunks * row_tiles * tile_rows);
+    items += plan.num_tickets;
+  }
+  plan.ctas = int(std::min(items, workers));
+  if (p.num_splits < 0 && chunks > 1) plan.kept_stride = kept_size(int(tile_rows), int(head_dim));
+  plan.part_stats = plan.tickets + round_up(plan.num_tickets * 4);
+  plan.parts = plan.part_stats + round_up(plan.part_rows * 8);
+  plan.kept = plan.parts + round_up(plan.part_rows * head_dim * 4);
+  plan.schedule = plan.kept + round_up(plan.ctas * plan.kept_stride * 16);
+  plan.size = plan.schedule + (p.schedule ? 0 : round_up(schedule_size(p.batch) * 4));
+  return plan;
+}
+
+}  // namespace cuda
+}  // namespace skv

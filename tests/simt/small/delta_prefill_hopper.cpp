@@ -1,0 +1,50 @@
+// delta_prefill on wgmma and its schedule.
+#include "delta_prefill_hopper.cuh"
+#include "delta_prefill.cu"
+#include "prefill_case.h"
+
+namespace skv {
+namespace cuda {
+template <>
+void launch_attention_of<__half, __half>(const AttentionLaunch&, int, cudaStream_t) {
+  throw std::runtime_error("not in the small cases");
+}
+template <>
+void launch_attention_of<__half, __nv_fp8_e4m3>(const AttentionLaunch&, int, cudaStream_t) {
+  throw std::runtime_error("not in the small cases");
+}
+template <>
+void launch_attention_of<__nv_bfloat16, __nv_bfloat16>(const AttentionLaunch&, int, cudaStream_t) {
+  throw std::runtime_error("not in the small cases");
+}
+template <>
+void launch_attention_of<__nv_bfloat16, __nv_fp8_e4m3>(const AttentionLaunch&, int, cudaStream_t) {
+  throw std::runtime_error("not in the small cases");
+}
+template <>
+void launch_hopper_of<__half>(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream) {
+  launch_hopper<__half, 64>(launch, tma, ctas, stream);
+}
+template <>
+void launch_hopper_of<__nv_bfloat16>(const AttentionLaunch&, bool, int, cudaStream_t) {
+  throw std::runtime_error("not in the small cases");
+}
+}  // namespace cuda
+}  // namespace skv
+
+namespace {
+
+using namespace skv;
+using small::prefill;
+
+void causal_split() { prefill<__half>(DType::kFloat16, {2, -1, 0, true, false, false, 40}); }
+void automatic_window() { prefill<__half>(DType::kFloat16, {0, 100, 1, true, false, false, 40}); }
+void tree_window() { prefill<__half>(DType::kFloat16, {1, 50, 0, true, true, true, 30}); }
+void by_hand() { prefill<__half>(DType::kFloat16, {-1, -1, 0, false, false, true, 40, 1}); }
+
+}  // namespace
+
+int main() {
+  simt::set_compute_capability(90);
+  return small::run({causal_split, automatic_window, tree_window, by_hand}, 2);
+}
