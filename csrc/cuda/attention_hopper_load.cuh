@@ -52,20 +52,27 @@ SKV_DEVICE uint32_t keys_of_blocks(unsigned blocks, int word, int block_shift) {
   return bits;
 }
 
+// log2 of the keys of a box: of a block, or of a tile that lies within one.
+template <class Tile>
+SKV_DEVICE int box_shift(const AttentionLaunch& launch) {
+  return min(launch.block_shift, Tile::kKeysShift);
+}
+
 // One tile of K or V into `to`: a box per block and piece of its columns, each lane some of them.
 template <class Tile>
 SKV_DEVICE void issue_boxes(const HopperLaunch& launch, const prim::TensorMap& map, uint32_t to, uint32_t bar,
                             int kv_head, int first_row, int block, int lane) {
-  const int keys = min(launch.a.p.cache.block_size, Tile::kKeys), blocks = Tile::kKeys / keys;
+  const int shift = box_shift<Tile>(launch.a), last = (Tile::kKeys >> shift) - 1;
   if (lane == 0) prim::mbar_arrive_expect_tx(bar, Tile::kTileBytes);
   __syncwarp();
-  for (int i = lane; i - lane < blocks * Tile::kPieces; i += kWarpSize) {
-    const int which = i % blocks, piece = i / blocks;
+  for (int i = lane; i - lane < (last + 1) * Tile::kPieces; i += kWarpSize) {
+    const int which = i & last;
+    const int piece = i >> (Tile::kKeysShift - shift);
     const int id = __shfl_sync(kFullMask, block, which);
     if (piece >= Tile::kPieces) continue;
     const int at[4] = {piece * Tile::kPieceColumns, kv_head, first_row, id};
-    prim::tma_load<4>(to + uint32_t(piece * Tile::kPieceBytes + which * keys * Tile::kRowBytes), &map, bar,
-                      at);
+    prim::tma_load<4>(to + uint32_t(piece * Tile::kPieceBytes + (which << shift) * Tile::kRowBytes), &map,
+                      bar, at);
   }
 }
 
@@ -73,15 +80,16 @@ SKV_DEVICE void issue_boxes(const HopperLaunch& launch, const prim::TensorMap& m
 template <class Tile>
 SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, unsigned char* smem, int lane) {
   const AttentionLaunch& a = launch.a;
-  const int keys = min(a.p.cache.block_size, Tile::kKeys), blocks = Tile::kKeys / keys;
+  const int keys = 1 << box_shift<Tile>(a), blocks_shift = Tile::kKeysShift - box_shift<Tile>(a);
   const uint32_t sk = prim::smem_u32(smem + Tile::kKeysAt), sv = prim::smem_u32(smem + Tile::kValuesAt);
   RingPlace<Tile::kStages> at;
   for_each_item(shared, [&](const AttentionItem& item) {
     if (!launch.tma) return;
     const int kv_head = item.kv_head, tile_end = item.tile_end;
     const auto block_of_lane = [&](int tile) {
-      return lane < blocks && tile < tile_end ? block_at(a, item, tile * Tile::kKeys + lane * keys, keys)
-                                              : -1;
+      return lane >> blocks_shift == 0 && tile < tile_end
+                 ? block_at(a, item, tile * Tile::kKeys + lane * keys, keys)
+                 : -1;
     };
     int block = block_of_lane(item.tile_begin);
     for (int tile = item.tile_begin; tile < tile_end; ++tile, at.next()) {

@@ -20,7 +20,7 @@ struct HopperLaunch {
 // pattern's width; the pieces of all rows lie one after the other: [piece][row][kRowBytes].
 template <class T, int kHeadDim, int kGroups>
 struct HopperTile {
-  static constexpr int kKeys = hopper_tile_keys(kHeadDim);
+  static constexpr int kKeys = hopper_tile_keys(kHeadDim), kKeysShift = kKeys == 128 ? 7 : 6;
   static constexpr int kRowBytes = kHeadDim % 64 == 0 ? 128 : 64;
   static constexpr prim::Swizzle kSwizzle =
       kRowBytes == 128 ? prim::Swizzle::k128Bytes : prim::Swizzle::k64Bytes;
