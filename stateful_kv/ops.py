@@ -433,3 +433,6 @@ def schedule_delta_prefill(
         max_seqlen_q, num_splits, causal, window_left,
     )  # fmt: skip
     return schedule
+
+
+from .prefix_groups import delta_prefill_grouped  # noqa: E402, F401  made of the ops above

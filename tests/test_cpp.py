@@ -1,4 +1,4 @@
-"""Builds and runs the C++ tests of the runtime, plain and under AddressSanitizer + UndefinedBehaviorSanitizer."""
+"""Builds and runs the C++ tests of the runtime and of launch plans, plain and with address and undefined sanitizers."""
 
 import pathlib
 import shutil
@@ -17,7 +17,7 @@ def test_runtime_in_cpp(sanitize):
     for command in (
         ["cmake", "-S", str(ROOT), "-B", str(build), *generator, *options],
         ["cmake", "--build", str(build), "--target", "runtime_tests"],
-        ["ctest", "--test-dir", str(build), "--output-on-failure", "-R", "^test_runtime"],
+        ["ctest", "--test-dir", str(build), "--output-on-failure", "-R", "^test_(runtime|plan)"],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"

@@ -14,9 +14,9 @@ from simt.build import cuda_include
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import gpu_check
-from benchmarks.gpu import parts, status
-from benchmarks.gpu.attention_cases import attention_cases
-from benchmarks.gpu.bench import GROUPS, finish, row_of
+from benchmarks.gpu import parts, plot_attention, status
+from benchmarks.gpu.attention_cases import CONTEXTS, DELTAS, attention_cases
+from benchmarks.gpu.bench import GROUPS, LONG_GROUPS, finish, row_of
 from benchmarks.gpu.parts import PARTS, Outcome, Part, Setting, Step, run_step
 from benchmarks.gpu.report import Report, kernel_rows
 
@@ -230,6 +230,32 @@ def test_cells_of_the_attention_table():
         (d, c) for d in (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048) for c in (1024, 4096, 16384, 65536, 131072) if d <= c
     }
     assert {s["batch"] for s in shapes} == {1, 8, 64}
+
+
+def test_the_whole_table_of_attention_is_there_by_name():
+    cases = {name: make(False) for name, make in LONG_GROUPS.items()}
+    for heads in (32, 64):
+        for cache in ("bfloat16", "float8"):
+            shapes = [c.shape for c in cases[f"table_{heads}_128_{cache}"]]
+            assert {s.get("block", 16) for s in shapes} == {16, 128}
+            assert len(shapes) == 2 * 3 * sum(d <= c for d in DELTAS for c in CONTEXTS)
+    assert {s.shape["head_dim"] for n, of in cases.items() for s in of if "_128_" not in n} == {64, 192, 256}
+    wide = cases["table_64_128_float8"][0]
+    assert wide.shape["heads"] == "64/8" and wide.num_bytes == pytest.approx(2 * 1024 * 8 * 128, rel=0.1)
+
+
+def test_the_plot_has_a_line_for_each_context_and_batch():
+    case = attention_cases(False)[0]
+    rows = []
+    for delta, context, batch in ((1, 1024, 1), (64, 1024, 1), (1, 4096, 8)):
+        shape = case.shape | {"delta": delta, "context": context, "batch": batch}
+        rows.append({"op": "delta_prefill", "shape": shape, "share": 0.5})
+    rows.append({"op": "delta_prefill", "shape": case.shape, "us": {}})  # not timed
+    assert plot_attention.points(rows) == {(1024, 1): [(4, 0.5), (256, 0.5)], (4096, 8): [(4, 0.5)]}
+    drawn = plot_attention.svg(rows, "title")
+    assert drawn.count("<polyline") == 2 and "1K x 1" in drawn and "4K x 8" in drawn
+    with pytest.raises(ValueError, match="no cell"):
+        plot_attention.svg(rows[-1:], "title")
 
 
 def test_every_op_with_kernels_is_tested_and_timed_on_a_gpu():

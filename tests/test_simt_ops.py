@@ -2,7 +2,7 @@
 
 Each build runs test_<op>*.py of every op that has a kernel and test_wild_indices.py, in a process of its own and as
 many at once as there are cores: plain, with AddressSanitizer and with the race checker, each under a schedule of its
-own.
+own. Attention has a kernel of its own for sm_90: its tests run again where the emulated device says that it is one.
 """
 
 import os
@@ -20,20 +20,33 @@ TESTS = pathlib.Path(__file__).resolve().parent
 ENTRIES = TESTS.parent / "csrc" / "torch"
 KERNELS = sorted(p.stem for p in (TESTS.parent / "csrc" / "cuda").glob("*.cu"))
 OPS = [op for op in KERNELS if (TESTS / f"test_{op}.py").exists() and (ENTRIES / f"{op}.cpp").exists()]
+FILES = sorted({f for op in OPS for f in TESTS.glob(f"test_{op}*.py")} | {TESTS / "test_wild_indices.py"})
 # What many samples, many calls or a whole engine say is the same in every build: the plain one says it.
 SAID_ONCE = ("the_distribution_is_the_targets", "from_the_cache_and_from_nothing", "how_many_rows_a_call_has")
-RUNS = [("asan", 1), ("race", 2), ("plain", 0)]  # a schedule of its own each; the longest first
+# Of attention on sm_90, what the slow builds run: every mask and layout, both ways to fill a tile, splits.
+ON_SM90 = ("test_splits", "test_trees", "test_windows", "unaligned", "negative_block")
+# A schedule of its own each, and the emulated device's compute capability; the longest first.
+RUNS = [("asan", 1, 80), ("race", 2, 80), ("plain", 0, 80), ("race", 5, 90), ("asan", 4, 90), ("plain", 3, 90)]
 
 
 def test_kernels_were_found():
     assert "append_kv" in OPS
 
 
-def run(kind, seed):
+def chosen(kind, capability):
+    """The files of a run, and pytest's -k."""
+    if capability == 80:
+        return FILES, " and not ".join(["simt", *(SAID_ONCE if kind != "plain" else ())])
+    files = sorted(TESTS.glob("test_delta_prefill*.py"))
+    return files, "simt" if kind == "plain" else f"simt and ({' or '.join(ON_SM90)})"
+
+
+def run(kind, seed, capability):
     env = os.environ | {
         "STATEFUL_KV_SIMT_LIBRARY": str(build(f"stateful_kv_simt_{kind}")),
         "STATEFUL_KV_TEST_BACKENDS": "simt",
         "SIMT_SEED": str(seed),
+        "SIMT_CAPABILITY": str(capability),
         "OMP_NUM_THREADS": "1",
     }
     if kind == "asan":
@@ -43,8 +56,7 @@ def run(kind, seed):
             for name in ("libasan.so", "libstdc++.so")
         ]
         env |= {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-    files = sorted({str(f) for op in OPS for f in TESTS.glob(f"test_{op}*.py")} | {str(TESTS / "test_wild_indices.py")})
-    which = " and not ".join(["simt", *(SAID_ONCE if kind != "plain" else ())])
+    files, which = chosen(kind, capability)
     # A sanitizer's report ends the process, and with it all that pytest has captured: it is to leave stderr alone.
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", which, "-p", "no:cacheprovider", "--capture=sys"]
     return subprocess.run([*command, *files], capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1500)
@@ -52,14 +64,14 @@ def run(kind, seed):
 
 @pytest.fixture(scope="module")
 def runs():
-    """(kind, seed) -> what becomes of its run; the emulator has one thread, so that each core takes a run."""
-    for kind, _ in RUNS:
+    """Of each of RUNS what becomes of it; the emulator has one thread, so that each core takes a run."""
+    for kind in {kind for kind, _, _ in RUNS}:
         build(f"stateful_kv_simt_{kind}")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield {key: pool.submit(run, *key) for key in RUNS}
 
 
-@pytest.mark.parametrize(("kind", "seed"), RUNS)
-def test_ops_on_the_emulator(kind, seed, runs):
-    done = runs[kind, seed].result()
+@pytest.mark.parametrize(("kind", "seed", "capability"), RUNS)
+def test_ops_on_the_emulator(kind, seed, capability, runs):
+    done = runs[kind, seed, capability].result()
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]

@@ -5,6 +5,7 @@ first for all cases, FlashInfer, which may compile for minutes, last.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import pathlib
@@ -13,7 +14,7 @@ import time
 
 import torch
 
-from .attention_cases import attention_cases
+from .attention_cases import TABLES, attention_cases, table_cases
 from .cases import (
     append_cases,
     compact_cases,
@@ -37,6 +38,7 @@ GROUPS = {
     "linear": linear_cases,
     "attention": attention_cases,
 }
+LONG_GROUPS = {name: functools.partial(table_cases, name) for name in TABLES}  # by name only, not a part of gpu_check
 
 
 def first_line(error: BaseException) -> str:
@@ -84,7 +86,7 @@ def finish(row: dict) -> None:
 def run(group: str, emulated: bool, path: pathlib.Path, budget_s: float) -> int:
     target, end = Target(emulated), time.monotonic() + budget_s
     limits = target.limits()
-    cases = [case for case in GROUPS[group](emulated) if target.fits(case.held_bytes or case.num_bytes)]
+    cases = [case for case in (GROUPS | LONG_GROUPS)[group](emulated) if target.fits(case.held_bytes or case.num_bytes)]
     rows = [row_of(case, limits) for case in cases]
 
     def save(done: bool) -> None:
@@ -115,7 +117,7 @@ def run(group: str, emulated: bool, path: pathlib.Path, budget_s: float) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("group", choices=GROUPS)
+    parser.add_argument("group", choices=[*GROUPS, *LONG_GROUPS])
     parser.add_argument("--json", type=pathlib.Path, required=True)
     parser.add_argument("--budget", type=float, default=120)
     parser.add_argument("--dry-run", action="store_true")

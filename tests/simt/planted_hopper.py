@@ -1,0 +1,89 @@
+"""Planted bugs of attention on sm_90a."""
+
+from .planted_bug import Bug, Kernel
+
+KERNEL, LOAD, ROWS, TILE = (
+    "delta_prefill_hopper.cuh",
+    "attention_hopper_load.cuh",
+    "attention_hopper_rows.cuh",
+    "attention_hopper_tile.cuh",
+)
+
+KERNELS = [
+    Kernel(
+        "delta_prefill_hopper",
+        "delta_prefill_hopper",
+        none="narrow",
+        bugs={
+            "barrier": [
+                Bug(LOAD, "prim::named_barrier_sync(kFillBarrier, kFillThreads);", "", "race"),
+                Bug(KERNEL, "prim::named_barrier_sync(kGroupBarrier + rows.group, kGroupThreads);\n}", "}", "race"),
+                Bug(KERNEL, "prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);", "", "race"),
+                Bug(KERNEL, "prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);", "", "race", nth=1),
+                Bug(KERNEL, "if (rows.group == 1) c.give_turn(1);", ""),
+            ],
+            "syncwarp": [
+                Bug(TILE, "__syncwarp();\n  if (int(threadIdx.x)", "if (int(threadIdx.x)", "race"),
+            ],
+            "wait": [
+                Bug(KERNEL, "c.wait_keys();\n    c.take_turn", "c.take_turn"),
+                Bug(KERNEL, "c.wait_values();\n    prim::wgmma_fence();", "prim::wgmma_fence();"),
+                Bug(KERNEL, "prim::wgmma_wait<1>();", "prim::wgmma_wait<2>();"),
+                Bug(KERNEL, "prim::wgmma_wait<0>();\n    c.release_values();", "c.release_values();"),
+                Bug(KERNEL, "prim::cp_async_wait<0>();", ""),
+                Bug(LOAD, "wait_full(shared.raw_v[slot], raw_parity);", ""),
+                Bug(LOAD, "wait_empty(shared.empty_v[at.slot], at.parity);", ""),
+                Bug(LOAD, "raw_parities ^= 1u << slot;", ""),
+                Bug(TILE, "parity ^= 1;", ""),
+            ],
+            "fence": [
+                Bug(LOAD, "prim::fence_proxy_async();", "", "race"),
+                Bug(KERNEL, "prim::fence_proxy_async();", "", "race"),
+                Bug(KERNEL, "prim::wgmma_fence();", ""),
+                Bug(
+                    KERNEL,
+                    "prim::atomic_add_acq_rel(launch.tickets + item.first_item, 1)",
+                    "atomicAdd(launch.tickets + item.first_item, 1u)",
+                    "race",
+                ),
+            ],
+            "init": [
+                Bug(ROWS, "step != 0", "true"),
+                Bug(TILE, "init(shared.empty_v[i], 4 * kGroups);", "init(shared.empty_v[i], 1);"),
+                Bug(KERNEL, "rows.clear();", ""),
+            ],
+            "mask": [
+                Bug(ROWS, "key0 + kKeys - 1 <= open_last", "key0 + kKeys - 2 <= open_last"),
+                Bug(ROWS, "key0 >= open_first && ", ""),
+                Bug(ROWS, "p.tree_mask ? committed : 0x7fffffff", "p.tree_mask ? committed + 1 : 0x7fffffff"),
+                Bug(ROWS, "const int key = key0 + word * 32;", "const int key = key0 + word * 32 + 1;"),
+            ],
+            "bounds": [
+                Bug(LOAD, "in_range(block, a.p.cache.num_blocks)", "block >= 0"),
+                Bug(LOAD, "in_range(block, p.cache.num_blocks)", "block >= 0"),
+            ],
+            "stride": [
+                Bug(KERNEL, "cache_map<Tile>(a.p.v_cache", "cache_map<Tile>(a.p.k_cache"),
+                Bug(LOAD, "item.b * p.block_table_stride", "item.b * p.max_blocks"),
+                Bug(ROWS, "step * 16 * Tile::kRowBytes", "step * 8 * Tile::kRowBytes"),
+            ],
+            "tail": [
+                Bug(LOAD, "key0 + row < item.key_end) continue;", "key0 + row <= item.key_end) continue;"),
+                Bug(TILE, "return begin || end;", "return begin;"),
+                Bug(TILE, "return begin || end;", "return false;"),
+                Bug(KERNEL, "const bool there = of_item < item.num_rows;", "const bool there = true;"),
+            ],
+            "align": [
+                Bug(LOAD, "if (launch.kv_aligned) {", "if (true) {", "asan"),
+            ],
+            "order": [
+                Bug(
+                    KERNEL,
+                    "prim::wgmma_wait<0>();\n    c.release_values();",
+                    "c.release_values();\n    prim::wgmma_wait<0>();",
+                    "race",
+                ),
+            ],
+        },
+    ),
+]
