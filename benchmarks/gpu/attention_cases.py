@@ -42,8 +42,7 @@ def table_cases(name: str, tiny: bool) -> list[Case]:
     models = [Model(heads, KV_HEADS, dim, block) for block in (16, 128)]
     if tiny:
         return [attention_case(2, 3, 40, dtype, model) for model in models]
-    deltas, contexts = (DELTAS, CONTEXTS) if dim == 128 else (USUAL = Model()
-SLICE_DELTAS, SLICE_CONTEXTS)
+    deltas, contexts = (DELTAS, CONTEXTS) if dim == 128 else (SLICE_DELTAS, SLICE_CONTEXTS)
     cells = [(b, d, c) for b in BATCHES for c in contexts for d in deltas if d <= c]
     return [attention_case(*cell, dtype, model) for model in models for cell in cells]
 
