@@ -43,11 +43,11 @@ SKV_DEVICE int block_at(const AttentionLaunch& launch, const AttentionItem& item
 
 // Bit i of the result: whether key 32 * word + i is there, given the bits of the tile's blocks.
 SKV_DEVICE uint32_t keys_of_blocks(unsigned blocks, int word, int block_shift) {
-  if (block_shift >= 5) return blocks >> (word * 32 >> block_shift) & 1 ? ~0u : 0u;
+  if (block_shift >= 5) return blocks >> ((word * 32) >> block_shift) & 1 ? ~0u : 0u;
   uint32_t bits = 0;
   const int size = 1 << block_shift;
   for (int i = 0; i < 32; i += size) {
-    if (blocks >> (word * 32 + i >> block_shift) & 1) bits |= ((1u << size) - 1) << i;
+    if (blocks >> ((word * 32 + i) >> block_shift) & 1) bits |= ((1u << size) - 1) << i;
   }
   return bits;
 }

@@ -70,7 +70,8 @@ struct HopperRows {
 
   // s = Q K^T.  The group's query rows lie at sq, the keys at sk.
   SKV_DEVICE void begin_scores(Scores& s, uint32_t sq, uint32_t sk) const {
-    const uint64_t query = operand(sq, 0), keys = operand(sk, 0);
+    // Opaque: descriptors of all steps would be kept from tile to tile, in registers that are not there.
+    const uint64_t query = operand(uint32_t(prim::opaque<10>(int(sq))), 0), keys = operand(sk, 0);
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
       constexpr int kSteps = Tile::kRowBytes / 32;  // of 16 columns, in a piece

@@ -32,6 +32,10 @@ struct HopperTile {
       std::min(kMostHopperStages, (kHopperSmem - 2048 - kGroups * kQueryBytes) / (2 * kTileBytes));
   static_assert(kStages >= 2, "a tile of keys is loaded while another is read");
 
+  // Of 504, three times what launch bounds leave each warpgroup.
+  static constexpr int kProducerRegisters = kHeadDim > 128 ? 40 : 56;
+  static constexpr int kConsumerRegisters = (504 - kProducerRegisters) / 2;
+
   // Shared memory: query rows of each group | keys' stages | values' stages | HopperShared.
   static constexpr int kKeysAt = kGroups * kQueryBytes;
   static constexpr int kValuesAt = kKeysAt + kStages * kTileBytes;

@@ -80,7 +80,6 @@ SKV_DEVICE void attend_tiles(Consumer<Rows>& c, Rows& rows, const AttentionItem&
     c.release_keys();
     return rows.soften(s, scale.scale2, shrink);
   };
-  if (rows.group == 1) c.give_turn(1);
   c.wait_keys();
   c.take_turn(rows.group);
   prim::wgmma_fence();
@@ -113,7 +112,6 @@ SKV_DEVICE void attend_tiles(Consumer<Rows>& c, Rows& rows, const AttentionItem&
   prim::wgmma_commit();
   prim::wgmma_wait<0>();
   c.release_values();
-  if (rows.group == 0) c.take_turn(0);  // the one that the other group gave last
 }
 
 // One item, all but the folding of parts that other CTAs have stored.  One warpgroup.
@@ -165,7 +163,9 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
                    prim::smem_u32(smem + Tile::kValuesAt),
                    {},
                    {},
-                   false};
+                   Rows::kThreads > kGroupThreads};
+  // Group 0 has the first turn; the last one that group 1 gives is taken at the end.
+  if (rows.group == 1) c.give_turn(1);
   for_each_item(shared, [&](const AttentionItem& item) {
     attend_item<Rows, T, kHeadDim>(c, rows, item, query);
     if (item.splits == 1) return;
@@ -177,6 +177,8 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
     prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);
     if (shared.is_last) combine_parts<T, kHeadDim>(launch, item, launch.group, thread, Rows::kThreads);
   });
+  c.in_turns = Rows::kThreads > kGroupThreads;
+  if (rows.group == 0) c.take_turn(0);
 }
 
 // kGroups: consumer warpgroups.
@@ -193,11 +195,11 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
   __syncthreads();
   const int thread = int(threadIdx.x), warp = __shfl_sync(kFullMask, thread / kWarpSize, 0);
   if (warp >= 4) {
-    if constexpr (kGroups == 2) prim::setmaxnreg_inc<232>();
+    if constexpr (kGroups == 2) prim::setmaxnreg_inc<Tile::kConsumerRegisters>();
     consume<Rows, T, kHeadDim>(a, shared, smem);
     return;
   }
-  if constexpr (kGroups == 2) prim::setmaxnreg_dec<40>();
+  if constexpr (kGroups == 2) prim::setmaxnreg_dec<Tile::kProducerRegisters>();
   if (warp == 0) {
     const WorkShape shape = work_shape(a.group, a.p.window_left, a.p.num_splits, Tile::kKeys, a.tile_rows);
     find_items(a, shape, shared, thread % kWarpSize);
