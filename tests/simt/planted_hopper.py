@@ -27,12 +27,12 @@ KERNELS = [
             ],
             "wait": [
                 Bug(KERNEL, "c.wait_keys();\n    c.take_turn", "c.take_turn"),
-                Bug(KERNEL, "c.wait_values();\n    prim::wgmma_fence();", "prim::wgmma_fence();"),
+                Bug(KERNEL, "c.wait_values();\n    prim::wgmma_fence();", "prim::wgmma_fence();", "race"),
                 Bug(KERNEL, "prim::wgmma_wait<1>();", "prim::wgmma_wait<2>();"),
                 Bug(KERNEL, "prim::wgmma_wait<0>();\n    c.release_values();", "c.release_values();"),
                 Bug(KERNEL, "prim::cp_async_wait<0>();", ""),
                 Bug(LOAD, "wait_full(shared.raw_v[slot], raw_parity);", ""),
-                Bug(LOAD, "wait_empty(shared.empty_v[at.slot], at.parity);", ""),
+                Bug(LOAD, "wait_empty(shared.empty_v[at.slot], at.parity);", "", "race"),
                 Bug(LOAD, "raw_parities ^= 1u << slot;", ""),
                 Bug(TILE, "parity ^= 1;", ""),
             ],
@@ -48,15 +48,13 @@ KERNELS = [
                 ),
             ],
             "init": [
-                Bug(ROWS, "step != 0", "true"),
-                Bug(TILE, "init(shared.empty_v[i], 4 * kGroups);", "init(shared.empty_v[i], 1);"),
+                Bug(TILE, "init(shared.empty_v[i], 4 * kGroups);", "init(shared.empty_v[i], 1);", "race"),
                 Bug(KERNEL, "rows.clear();", ""),
             ],
             "mask": [
                 Bug(ROWS, "key0 + kKeys - 1 <= open_last", "key0 + kKeys - 2 <= open_last"),
                 Bug(ROWS, "key0 >= open_first && ", ""),
                 Bug(ROWS, "p.tree_mask ? committed : 0x7fffffff", "p.tree_mask ? committed + 1 : 0x7fffffff"),
-                Bug(ROWS, "const int key = key0 + word * 32;", "const int key = key0 + word * 32 + 1;"),
             ],
             "bounds": [
                 Bug(LOAD, "in_range(block, a.p.cache.num_blocks)", "block >= 0"),
@@ -65,12 +63,11 @@ KERNELS = [
             "stride": [
                 Bug(KERNEL, "cache_map<Tile>(a.p.v_cache", "cache_map<Tile>(a.p.k_cache"),
                 Bug(LOAD, "item.b * p.block_table_stride", "item.b * p.max_blocks"),
-                Bug(ROWS, "step * 16 * Tile::kRowBytes", "step * 8 * Tile::kRowBytes"),
             ],
             "tail": [
                 Bug(LOAD, "key0 + row < item.key_end) continue;", "key0 + row <= item.key_end) continue;"),
                 Bug(TILE, "return begin || end;", "return begin;"),
-                Bug(TILE, "return begin || end;", "return false;"),
+                Bug(TILE, "return begin || end;", "return end;"),
                 Bug(KERNEL, "const bool there = of_item < item.num_rows;", "const bool there = true;"),
             ],
             "align": [
