@@ -37,7 +37,7 @@ namespace {
 using namespace skv;
 using small::prefill;
 
-// A CTA takes a tile of sequence 0 and eight of sequence 3: every stage is filled twice, the first cleared twice.
+// A CTA takes a tile of sequence 0 and eight of sequence 3: stages are filled twice, the first cleared twice.
 void whole() { prefill<__half>(DType::kFloat16, {1, -1, 0, true, false, false, 40, 0, 906}); }
 // A warp of the second group sees a tile but for its first keys.
 void automatic_window() { prefill<__half>(DType::kFloat16, {0, 100, 1, true, false, false, 36}); }

@@ -10,7 +10,7 @@ using namespace skv;
 
 constexpr int kBatch = 4, kHeads = 4, kKvHeads = 2, kHeadDim = 64, kBlockSize = 16, kMaxBlocks = 57,
               kNumBlocks = 80;
-int kNew[kBatch] = {5, 1, 0, 40};  // the last: as the case says
+int kNew[kBatch] = {5, 1, 0, 40};         // the last: as the case says
 int kLength[kBatch] = {70, 135, 3, 260};  // the last: as the case says
 constexpr int kTotal = 46;
 
