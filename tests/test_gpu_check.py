@@ -14,7 +14,7 @@ from simt.build import cuda_include
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import gpu_check
-from benchmarks.gpu import parts, plot_attention, status
+from benchmarks.gpu import attention_cells, parts, plot_attention, status
 from benchmarks.gpu.attention_cases import CONTEXTS, DELTAS, attention_cases
 from benchmarks.gpu.bench import GROUPS, LONG_GROUPS, finish, row_of
 from benchmarks.gpu.parts import PARTS, Outcome, Part, Setting, Step, run_step
@@ -304,6 +304,24 @@ def test_the_table_names_every_kernel_and_reads_results_of_gpus_only(tmp_path):
     assert "| not yet | Some GPU" in status.table(tmp_path)
     path.write_text(json.dumps(result | {"emulated": True}))
     assert "Some GPU" not in status.table(tmp_path)
+
+
+def test_the_list_of_attention_cells_says_what_nobody_measured(tmp_path):
+    lines = attention_cells.lists(tmp_path).splitlines()[2:]
+    assert len(lines) == len(LONG_GROUPS) and all(line.endswith("| not measured | not measured |") for line in lines)
+    cases = LONG_GROUPS["table_64_128_bfloat16"](False)
+    rows = [{"op": "delta_prefill", "shape": c.shape, "us": {"ours": 2.0}, "errors": {}} for c in cases[:4]]
+    for row, peer in zip(rows, (3.0, 1.0, 2.0)):
+        row |= {"floor_us": 1.0, "bytes": 1, "flops": 1}
+        row["us"]["torch SDPA"] = peer
+        finish(row)
+    rows.append({"op": "delta_prefill", "shape": cases[4].shape, "us": {"torch SDPA": 1.0}, "errors": {"ours": "x"}})
+    (tmp_path / "some_gpu").mkdir()
+    (tmp_path / "some_gpu" / "table_64_128_bfloat16.json").write_text(json.dumps({"rows": rows}))
+    lines = attention_cells.lists(tmp_path).splitlines()
+    (line,) = [line for line in lines if line.startswith("| 64 / 8 | 128 | bfloat16")]
+    assert line.endswith(f"| {len(cases)} | 4 | 2 |")
+    assert lines[-1].startswith("some_gpu, `table_64_128_bfloat16`, batch 1, delta 2,") and "0.50" in lines[-1]
 
 
 def test_environment_of_steps(setting):

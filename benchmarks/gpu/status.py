@@ -1,7 +1,8 @@
 """Which kernel was last seen right, and timed, on which GPU: python -m benchmarks.gpu.status [--check]
 
-Writes the table of benchmarks/results/README.md from the results of gpu_check.py under benchmarks/results/: a kernel
+Writes the tables of benchmarks/results/README.md from the results under benchmarks/results/. Of gpu_check.py: a kernel
 counts as seen right where every test of its op passed on the GPU, as timed where the bench part has a figure for it.
+Of the whole attention table: which cells are measured (attention_cells.py).
 """
 
 import json
@@ -9,9 +10,10 @@ import pathlib
 import re
 import sys
 
+from . import attention_cells
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- kernels -->", "<!-- /kernels -->"
 CALLED_BY = {"schedule_delta_prefill": "delta_prefill", "pack_linear_weight": "row_linear"}  # tested with another op
 
 
@@ -78,8 +80,11 @@ def table(folder: pathlib.Path = RESULTS) -> str:
 def main(check: bool) -> int:
     path = RESULTS / "README.md"
     text = path.read_text()
-    head, rest = text.split(BEGIN)
-    new = f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    new = text
+    for name, content in (("kernels", table()), ("attention", attention_cells.lists(RESULTS))):
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        head, rest = new.split(begin)
+        new = f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     if check:
         print("up to date" if new == text else "out of date: run `python -m benchmarks.gpu.status`")
         return int(new != text)
