@@ -20,7 +20,8 @@ from torch import Tensor
 
 from . import ops
 from .models import Decoder
-from .models.decoder import Buffers
+from .models.decoder import Buffers, DecoderConfig
+from .prefix_groups import Spans, groups_that_pay
 from .runtime import Runtime
 
 
@@ -57,9 +58,53 @@ class Batch:
     logit_rows: Tensor  # int64 [logit rows] of those rows: the last ones of each sequence, which decide something
     cu_logit_rows: Tensor  # int32 [batch + 1]
     max_logit_rows: int
+    groups: tuple[Tensor, Tensor, int] | None = None  # as prefix_groups.groups_that_pay returns them
 
     def __init__(self, **fields):
         self.__dict__.update(fields)
+
+
+class Attention:
+    """A step's attention: what follows from the batch alone is made by the first layer that needs it."""
+
+    def __init__(self, config: DecoderConfig, batch: Batch, num_splits: int, has_schedule: bool):
+        self.config, self.batch, self.num_splits, self.has_schedule = config, batch, num_splits, has_schedule
+        self.scale = config.head_dim**-0.5
+        self._schedules: dict[tuple[int, int], Tensor] = {}  # work lists, which most layers share
+        self._spans: dict[int, Spans] = {}  # where sequences share leading blocks
+
+    def __call__(
+        self, window_left: int, query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: tuple[Tensor, int], out: Tensor
+    ) -> None:
+        """rows: cu_seqlens_q and max_seqlen_q of the query."""
+        cu_seqlens_q, max_seqlen_q = rows
+        shapes = (self.config.num_heads, self.config.num_kv_heads, self.config.head_dim)
+        common = {"softmax_scale": self.scale, "num_splits": self.num_splits}
+        if self.batch.groups is not None and window_left < 0:
+            spans = self._spans.get(len(query))
+            if spans is None:
+                spans = self._spans[len(query)] = self._spans_of(k_cache.size(1), cu_seqlens_q, max_seqlen_q)
+                if self.has_schedule:
+                    spans.make_schedules(*shapes, self.num_splits)
+            spans.attend(query, k_cache, v_cache, out, **common)
+            return
+        which = (len(query), window_left)
+        if self.has_schedule and which not in self._schedules:
+            self._schedules[which] = ops.schedule_delta_prefill(
+                cu_seqlens_q, self.batch.seqused_k, *shapes, max_seqlen_q, num_splits=self.num_splits,
+                window_left=window_left,
+            )  # fmt: skip
+        ops.delta_prefill(
+            query, k_cache, v_cache, cu_seqlens_q, self.batch.seqused_k, self.batch.block_table, max_seqlen_q,
+            window_left=window_left, schedule=self._schedules.get(which), out=out, **common,
+        )  # fmt: skip
+
+    def _spans_of(self, block_size: int, cu_seqlens_q: Tensor, max_seqlen_q: int) -> Spans:
+        cu_groups, shared_blocks, most = self.batch.groups
+        return Spans(
+            cu_seqlens_q, self.batch.seqused_k, self.batch.block_table, max_seqlen_q, cu_groups, shared_blocks,
+            block_size, most,
+        )  # fmt: skip
 
 
 def forward(
@@ -73,9 +118,8 @@ def forward(
     is written no other row is needed, and it is not computed.
     """
     c = model.config
-    has_schedule = model.device.type == "cuda" if has_schedule is None else has_schedule
-    schedules: dict[tuple[int, int], Tensor] = {}  # work lists of attention, which most layers share
-    cu_seqlens_q, max_seqlen_q, scale = batch.cu_seqlens_q, batch.max_seqlen_q, c.head_dim**-0.5
+    attend = Attention(c, batch, num_splits, model.device.type == "cuda" if has_schedule is None else has_schedule)
+    rows = batch.cu_seqlens_q, batch.max_seqlen_q
     residual, b = model.embed(batch.token_ids)
     for layer, k_cache, v_cache in zip(model.layers, cache.keys, cache.values):
         layer.qkv_linear(b.normed, b.qkv)
@@ -86,19 +130,9 @@ def forward(
         query = b.query
         if layer is model.layers[-1] and len(batch.logit_rows) < len(residual):  # the last ones of each sequence
             query, residual = (t.index_select(0, batch.logit_rows) for t in (query, residual))
-            cu_seqlens_q, max_seqlen_q = batch.cu_logit_rows, batch.max_logit_rows
+            rows = batch.cu_logit_rows, batch.max_logit_rows
             b = Buffers(c, len(residual), residual)
-        which = (len(residual), layer.window_left)
-        if has_schedule and which not in schedules:
-            schedules[which] = ops.schedule_delta_prefill(
-                cu_seqlens_q, batch.seqused_k, c.num_heads, c.num_kv_heads, c.head_dim, max_seqlen_q,
-                num_splits=num_splits, window_left=layer.window_left,
-            )  # fmt: skip
-        ops.delta_prefill(
-            query, k_cache, v_cache, cu_seqlens_q, batch.seqused_k, batch.block_table, max_seqlen_q,
-            softmax_scale=scale, window_left=layer.window_left, num_splits=num_splits, schedule=schedules.get(which),
-            out=b.attention,
-        )  # fmt: skip
+        attend(layer.window_left, query, k_cache, v_cache, rows, b.attention)
         layer.after_attention(b, residual)
     return b.normed
 
@@ -153,6 +187,11 @@ class HostBuffers:
         packed = [t.view(-1)[: host.numel()].view(size) for t in (self._staged.get(name, host), self.on_device[name])]
         return host, host if host.is_contiguous() else packed[0], packed[1]
 
+    def sent(self, values: list[int]) -> Tensor:
+        """int32 values that are no buffer of the runtime, on the model's device."""
+        t = torch.tensor(values, dtype=torch.int32)
+        return t if self.is_shared else self._page_locked(t).to(self.device, non_blocking=True)
+
     def synchronize(self) -> None:
         """Waits until the device has read and written all of a step: the next plan overwrites what it reads."""
         if self.device.type == "cuda":
@@ -164,6 +203,10 @@ class Loop:
 
     def __init__(self, model: Decoder, cache: KVCache, runtime: Runtime, num_splits: int = 0):
         self.model, self.cache, self.runtime, self.num_splits = model, cache, runtime, num_splits
+        # Whether prefixes that neighbours of a batch share are read once for all of them: not where a row's bits must
+        # not depend on what it shares, and on the CPU, whose caches share them already, it was no faster.
+        self.shares_spans = model.device.type == "cuda" and num_splits >= 0
+        self.grouped_steps = 0
         self.is_timed = False  # whether the runtime is told how long steps take, to choose draft lengths by
         self.rows_fed = 0  # counted where rows enter the model
         self.steps = 0
@@ -209,13 +252,29 @@ class Loop:
             logit_rows=self._buffers.take("logit_rows", plan.num_logit_rows),
             cu_logit_rows=self._buffers.take("cu_rows", plan.num_seqs + 1),
             max_logit_rows=plan.max_rows_per_seq,
+            groups=self._groups(plan) if self.shares_spans else None,
         )
+        self.grouped_steps += batch.groups is not None
         self.rows_fed += plan.num_tokens
         self.steps += 1
         normed = forward(self.model, self.cache, batch, self.num_splits)
         if plan.num_logit_rows:
             self._verify(plan, batch, normed)
         self._buffers.synchronize()
+
+    def _groups(self, plan) -> tuple[Tensor, Tensor, int] | None:
+        """Neighbours of the batch whose shared prefix is worth a call of its own, on the model's device."""
+        host, c = self._buffers.host, self.model.config
+        new_tokens = host["cu_seqlens_q"][: plan.num_seqs + 1].numpy().astype("int64")
+        new_tokens = new_tokens[1:] - new_tokens[:-1]
+        found = groups_that_pay(
+            host["block_table"][: plan.num_seqs].numpy(), new_tokens, host["seqused_k"][: plan.num_seqs].numpy(),
+            self.cache.keys[0].size(1), (c.num_heads, c.num_kv_heads, c.head_dim), self.model.dtype.itemsize,
+        )  # fmt: skip
+        if found is None:
+            return None
+        ends, shared, most = found
+        return self._buffers.sent(ends), self._buffers.sent(shared), most
 
     def _verify(self, plan, batch: Batch, normed: Tensor) -> None:
         logits = self.model.logits(normed)

@@ -4,6 +4,9 @@ The rows of a group attend to the shared blocks as if they were one sequence's, 
 two are merged by their log-sum-exps. That is two calls of delta_prefill and one of merge_states, all on the device.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +28,63 @@ def grouping_pays(
     saved = max(len(few) - 1, 0) * shared_tokens * 2 * num_kv_heads * head_dim * cell_bytes
     added = sum(new_tokens) * num_heads * (head_dim * 2 + 4) * 4
     return saved - added > SECONDS_PER_CALL * BYTES_PER_SECOND
+
+
+class Group(NamedTuple):
+    """Sequences begin .. end - 1 of a batch, whose block tables begin with the same shared_blocks blocks."""
+
+    begin: int
+    end: int
+    shared_blocks: int
+
+
+def neighbours_that_share(block_table: np.ndarray, committed: np.ndarray, block_size: int) -> list[Group]:
+    """Every sequence of a batch in one group, in order, so that much is shared; of its own: shared_blocks 0.
+
+    block_table: int32 [batch, max_blocks], a row per sequence; committed: its tokens in the cache without the new ones.
+    """
+    batch = len(committed)
+    whole = np.minimum(committed[1:], committed[:-1]) // block_size
+    width = int(whole.max(initial=0))
+    same = block_table[1:, :width] == block_table[:-1, :width]
+    same &= np.arange(width) < whole[:, None]
+    leading = np.where(same.all(1), width, same.argmin(1) if width else 0).tolist()
+    groups, begin = [], 0
+    while begin < batch:
+        end, shared = begin + 1, 0
+        # One more sequence, as long as what all of them share is not cut down by more than it saves.
+        while end < batch and (end - begin) * min(shared or leading[end - 1], leading[end - 1]) > (
+            (end - begin - 1) * shared
+        ):
+            shared = min(shared or leading[end - 1], leading[end - 1])
+            end += 1
+        groups.append(Group(begin, end, shared))
+        begin = end
+    return groups
+
+
+def groups_that_pay(
+    block_table: np.ndarray,
+    new_tokens: np.ndarray,
+    seqused_k: np.ndarray,
+    block_size: int,
+    shapes: tuple[int, int, int],
+    cell_bytes: int,
+) -> tuple[list[int], list[int], int] | None:
+    """What delta_prefill_grouped is to be told of a batch: cu_groups, shared_blocks and the most new tokens of a group;
+    None where nothing that neighbours share is worth it. shapes: query heads, KV heads, head_dim."""
+    cu_groups, shared_blocks, most, pays = [0], [], 1, False
+    for begin, end, shared in neighbours_that_share(block_table, seqused_k - new_tokens, block_size):
+        new = new_tokens[begin:end].tolist()
+        if shared and grouping_pays(new, shared * block_size, *shapes, cell_bytes):
+            cu_groups.append(end)
+            shared_blocks.append(shared)
+            most, pays = max(most, sum(new)), True
+        else:
+            cu_groups += range(begin + 1, end + 1)
+            shared_blocks += [0] * (end - begin)
+            most = max(most, *new)
+    return (cu_groups, shared_blocks, most) if pays else None
 
 
 def delta_prefill_grouped(
@@ -60,38 +120,95 @@ def delta_prefill_grouped(
     num_splits = -1: a row's bits depend on its query, its KV and how much of it is shared.
     Source: cascade inference (FlashInfer, 2024); Hydragen (Juravsky et al., 2024).
     """
-    from . import ops
-
     if cu_groups.dim() != 1 or shared_blocks.shape != (max(cu_groups.numel() - 1, 0),):
         raise ValueError(
             f"delta_prefill_grouped: cu_groups has shape {list(cu_groups.shape)} and shared_blocks "
             f"{list(shared_blocks.shape)}, expected [num_groups + 1] and [num_groups]"
         )
-    first = cu_groups[:-1].long()
-    sizes = cu_groups.diff().long()
-    shared = shared_blocks.repeat_interleave(sizes, output_size=seqused_k.numel())
-    block_size, width = k_cache.size(1), block_table.size(1)
-    _check_shares(cu_seqlens_q, seqused_k, shared * block_size)
-    common = dict(softmax_scale=softmax_scale, softcap=softcap, num_splits=num_splits, return_lse=True)
-
-    # Entries of the own span move to the front; behind the table's end there is nothing.
-    columns = torch.arange(width, device=block_table.device) + shared[:, None]
-    own_table = torch.where(columns < width, block_table.gather(1, columns.clamp(max=max(width - 1, 0))), -1)
-    out, lse = ops.delta_prefill(
-        query, k_cache, v_cache, cu_seqlens_q, seqused_k - shared * block_size, own_table, max_seqlen_q, causal=causal,
-        tree_mask=tree_mask, sinks=sinks, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, **common,
+    spans = Spans(
+        cu_seqlens_q, seqused_k, block_table, max_seqlen_q, cu_groups, shared_blocks, k_cache.size(1),
+        query.size(0) if max_group_seqlen_q is None else max_group_seqlen_q,
+    )  # fmt: skip
+    return spans.attend(
+        query, k_cache, v_cache, out, lse, is_full=False, softmax_scale=softmax_scale, causal=causal, softcap=softcap,
+        tree_mask=tree_mask, sinks=sinks, k_scale=k_scale, v_scale=v_scale, num_splits=num_splits,
     )  # fmt: skip
 
-    # A group is one sequence whose rows all see the whole of what it shares. Rows of no sequence keep -inf.
-    shared_out = torch.zeros_like(out, memory_format=torch.contiguous_format)
-    shared_lse = torch.full_like(lse, -torch.inf, memory_format=torch.contiguous_format)
-    ops.delta_prefill(
-        query, k_cache, v_cache, cu_seqlens_q[cu_groups.long()], shared_blocks * block_size, block_table[first],
-        query.size(0) if max_group_seqlen_q is None else max_group_seqlen_q, causal=False,
-        k_scale=_of_groups(k_scale, first), v_scale=_of_groups(v_scale, first), out=shared_out, lse=shared_lse,
+
+class Spans:
+    """What follows from the indices of a batch in groups, made once for all layers of a step: whose keys are shared."""
+
+    def __init__(
+        self,
+        cu_seqlens_q: Tensor,
+        seqused_k: Tensor,
+        block_table: Tensor,
+        max_seqlen_q: int,
+        cu_groups: Tensor,
+        shared_blocks: Tensor,
+        block_size: int,
+        max_group_seqlen_q: int,
+    ):
+        """As delta_prefill_grouped; block_size: of the caches."""
+        self.first = cu_groups[:-1].long()
+        shared = shared_blocks.repeat_interleave(cu_groups.diff().long(), output_size=seqused_k.numel())
+        _check_shares(cu_seqlens_q, seqused_k, shared * block_size)
+        # Entries of the own span move to the front; behind the table's end there is nothing.
+        width = block_table.size(1)
+        columns = torch.arange(width, device=block_table.device) + shared[:, None]
+        table = torch.where(columns < width, block_table.gather(1, columns.clamp(max=max(width - 1, 0))), -1)
+        self.own = (cu_seqlens_q, seqused_k - shared * block_size, table, max_seqlen_q)
+        # A group is one sequence whose rows all see the whole of what it shares.
+        self.shared = (
+            cu_seqlens_q[cu_groups.long()], shared_blocks * block_size, block_table[self.first], max_group_seqlen_q
+        )  # fmt: skip
+        self.schedules: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    def make_schedules(self, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int) -> None:
+        """Work lists of both spans, for causal calls without a window."""
+        from . import ops
+
+        self.schedules = tuple(
+            ops.schedule_delta_prefill(cu, used, num_heads, num_kv_heads, head_dim, most, num_splits, causal=causal)
+            for (cu, used, _, most), causal in ((self.own, True), (self.shared, False))
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        out: Tensor | None = None,
+        lse: Tensor | None = None,
+        *,
+        is_full: bool = True,
+        causal: bool = True,
+        tree_mask: Tensor | None = None,
+        sinks: Tensor | None = None,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
         **common,
-    )  # fmt: skip
-    return ops.merge_states(out, lse, shared_out, shared_lse, out=out, lse=lse)
+    ) -> tuple[Tensor, Tensor]:
+        """delta_prefill_grouped's (out, lse). is_full: every row is of some sequence."""
+        from . import ops
+
+        cu_seqlens_q, own_used, own_table, max_seqlen_q = self.own
+        out, lse = ops.delta_prefill(
+            query, k_cache, v_cache, cu_seqlens_q, own_used, own_table, max_seqlen_q, causal=causal,
+            tree_mask=tree_mask, sinks=sinks, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, return_lse=True,
+            schedule=self.schedules[0], **common,
+        )  # fmt: skip
+        shared_out, shared_lse = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (out, lse))
+        if not is_full:  # rows of no sequence have seen nothing
+            shared_out.zero_()
+            shared_lse.fill_(-torch.inf)
+        cu_shared, shared_used, shared_table, max_shared = self.shared
+        ops.delta_prefill(
+            query, k_cache, v_cache, cu_shared, shared_used, shared_table, max_shared, causal=False,
+            k_scale=_of_groups(k_scale, self.first), v_scale=_of_groups(v_scale, self.first), out=shared_out,
+            lse=shared_lse, return_lse=True, schedule=self.schedules[1], **common,
+        )  # fmt: skip
+        return ops.merge_states(out, lse, shared_out, shared_lse, out=out, lse=lse)
 
 
 def _of_groups(scale: Tensor | None, first: Tensor) -> Tensor | None:
