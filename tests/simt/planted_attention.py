@@ -37,8 +37,8 @@ KERNELS = [
                 ),
                 Bug(
                     "delta_prefill_kernel.cuh",
-                    "__syncthreads();\n    if (shared.is_last) combine",
-                    "if (shared.is_last) combine",
+                    "__syncthreads();\n    if (shared.is_last) {",
+                    "if (shared.is_last) {",
                     "race",
                 ),
             ],
