@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import models
+from .device_step import DeviceLoop
 from .generate import KVCache, Loop, score
 from .runtime import Runtime
 from .sampling import PromptLookup, SamplingParams
@@ -35,6 +36,11 @@ class Engine:
     its work by what the batch looks like, and on the CPU read the KV of one or a few tokens where it lies, which is
     faster in long contexts, and on a GPU the linears are torch's. None = True on the CPU, False on CUDA, until the
     linears that True takes there have been timed.
+
+    device_loop: True = steps that decode, verify or ingest short deltas run without the host (device_step.py), on a GPU
+    as replays of CUDA graphs; the host is one step behind, so that a call of step() returns the events of the step
+    before. Answers are the same. Steps of long deltas, of a full pool or with drafts from other conversations are the
+    host's as before.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Engine:
         max_seqs: int = 64,
         eviction: str = "lru",
         deterministic: bool | None = None,
+        device_loop: bool = False,
     ):
         for name, value, low, high in (
             ("block_size", block_size, 1, 256),
@@ -90,6 +97,12 @@ class Engine:
         num_splits = -1 if self.deterministic else 0
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime, num_splits)
         self._loop.is_timed = speculation is not None and speculation.adaptive
+        if device_loop:
+            self._loop.device_loop = DeviceLoop(
+                model, self._loop.cache, self._runtime, self._loop.planned, draft,
+                num_drafts=draft.num_drafts if speculation else 0, max_length=self.max_length, block_size=block_size,
+                num_splits=num_splits, is_timed=self._loop.is_timed,
+            )  # fmt: skip
         self._running: dict[int, Running] = {}
         self._events: list[Event] = []
         self._is_stepping = False
@@ -179,8 +192,8 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Counters and the state of the pool: rows_fed (rows that entered the model), steps, blocks_copied, and all of
         runtime.Runtime.stats()."""
-        loop = self._loop
-        own = {"rows_fed": loop.rows_fed, "steps": loop.steps, "blocks_copied": loop.blocks_copied}
+        loops = [self._loop, *filter(None, [self._loop.device_loop])]
+        own = {name: sum(getattr(loop, name) for loop in loops) for name in ("rows_fed", "steps", "blocks_copied")}
         return {**self._runtime.stats(), **own}
 
     def score(self, tokens: Tokens) -> Tensor:

@@ -157,6 +157,7 @@ void Runtime::cut_back(Sequence& seq, int64_t length) {
   seq.index.truncate(seq.tokens.data(), length);
   seq.tokens.resize(length);
   seq.computed = std::min(seq.computed, length);
+  seq.row_history = std::min(seq.row_history, length);
   if (seq.resident <= length) return;
   Node* node = tree_.ancestor_at(seq.node, length);
   tree_.detach(&seq);
