@@ -13,8 +13,10 @@
 
 #ifdef __CUDACC__
 #define SKV_STEP_INLINE __host__ __device__ static inline
+#define SKV_STEP_ROLLED _Pragma("unroll 1")  // short loops, whose copies would cost registers
 #else
 #define SKV_STEP_INLINE static inline
+#define SKV_STEP_ROLLED
 #endif
 
 namespace skv {
@@ -85,8 +87,10 @@ SKV_STEP_INLINE void step_commit(const CommitStepParams& p, int64_t b, int64_t r
     computed = start + rows > computed ? start + rows : computed;
   } else if (rows > 0) {
     if (count == 0) finished = kNothingDrawn;
+    SKV_STEP_ROLLED
     for (int64_t i = 0; i < count && finished == kRunning && length < p.max_history; ++i) {
       p.history[b * p.history_stride + length++] = tokens[i];
+      SKV_STEP_ROLLED
       for (int64_t s = 0; s < p.max_stops; ++s) {
         const int32_t stop = p.stop_tokens[b * p.stop_tokens_stride + s];
         if (stop >= 0 && stop == tokens[i]) finished = kStopped;
@@ -103,6 +107,7 @@ SKV_STEP_INLINE void step_commit(const CommitStepParams& p, int64_t b, int64_t r
   entry[1] = static_cast<int32_t>(logit_rows);
   entry[2] = static_cast<int32_t>(count);
   entry[3] = finished;
+  SKV_STEP_ROLLED
   for (int64_t i = 0; i < p.max_rows; ++i) entry[kResultHeader + i] = i < count ? tokens[i] : -1;
 }
 
