@@ -15,13 +15,11 @@ is what reading weights and KV takes at the bandwidth measured in the same run.
 import argparse
 import pathlib
 import statistics
-import sys
 import time
 
 import torch
-from common import ROOT, print_table, write_json
+from common import print_table, write_json
 
-sys.path.insert(0, str(ROOT))
 import stateful_kv as skv
 from stateful_kv import device_step, generate, ops
 from stateful_kv.models import Decoder, DecoderConfig
