@@ -2,7 +2,7 @@
 
 Random weights, greedy, every session with a conversation of --context tokens. Contestants take the same steps:
   host           generate.Loop: the host plans, launches, waits and commits
-  device         device_loop.DeviceLoop: one step of the device, the host one step behind; on a GPU launched op by op
+  device         device_step.DeviceLoop: one step of the device, the host one step behind; on a GPU launched op by op
   device, graph  the same as a replay of a CUDA graph (GPU only)
 host us is the time of a step in which the host is busy: all but the forward pass, verification and its device's ops on
 the CPU, all but waiting on a GPU. weights and attention are those parts alone, for the same rows. The floor of a step
@@ -110,9 +110,15 @@ class Parts:
             )  # fmt: skip
 
 
+def answer_length(args) -> int:
+    """More tokens than all steps give."""
+    return (args.steps + 80) * (1 + args.drafts)
+
+
 def engine_of(model: Decoder, sessions: int, args, device_loop: bool) -> skv.Engine:
     """With every session in the middle of an answer."""
-    blocks = sessions * (-(-(args.context + 60 + 20 * args.steps * (1 + args.drafts)) // BLOCK) + 1)
+    answer = answer_length(args)
+    blocks = sessions * (-(-(args.context + answer) // BLOCK) + 1)
     speculation = skv.PromptLookup(num_drafts=args.drafts) if args.drafts else None
     engine = skv.Engine(
         model, num_blocks=blocks, block_size=BLOCK, max_seqs=sessions, speculation=speculation, device_loop=device_loop
@@ -121,7 +127,7 @@ def engine_of(model: Decoder, sessions: int, args, device_loop: bool) -> skv.Eng
     r = torch.Generator().manual_seed(1)
     for _ in range(sessions):
         text = torch.randint(0, model.config.vocab_size, (args.context,), generator=r)
-        params = skv.SamplingParams(max_tokens=model.config.max_position - args.context - 1)
+        params = skv.SamplingParams(max_tokens=answer)
         engine.submit(skv.Request(engine.open_session(), text, params))
     while engine._runtime.stats()["waiting"] or any(not run.tokens for run in engine._running.values()):
         engine.step()
@@ -237,7 +243,7 @@ def main() -> None:
     device = torch.device(args.device)
     args.model = args.model or ("8B" if device.type == "cuda" else "112M")
     args.bytes_per_s = read_bandwidth(device)
-    longest = args.context + 64 + 20 * args.steps * (1 + args.drafts)
+    longest = args.context + answer_length(args)
     model = make_model(args.model, device, getattr(torch, args.dtype), longest)
     rows = [row for sessions in args.sessions for row in measure(model, sessions, args)]
     print_table(rows)
