@@ -164,6 +164,9 @@ class Runtime:
         priority: int = 0,
     ) -> int:
         """Queues a turn and returns its request id. num_drafts -1: the runtime's. Higher priority runs first."""
+    def append(self, session: int, tokens: ArrayLike) -> int:
+        """A turn whose answer is known: tokens of the session from now on, their KV computed when a turn needs it.
+        Returns a request id of its own."""
     def plan(self) -> StepInfo | None:
         """Makes the next step and fills the buffers; None when no request is left."""
     def commit(self, seconds: float = 0.0) -> list[tuple[int, list[int], str | None]]:

@@ -451,6 +451,13 @@ void define_runtime(py::module_& m) {
            py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
            py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("stop_token_ids") = py::tuple(),
            py::arg("num_drafts") = -1, py::arg("priority") = 0)
+      .def(
+          "append",
+          [](PyRuntime& r, uint64_t session, const py::object& object) {
+            const Tokens tokens = to_tokens(object, "append");
+            return r.get().append(session, tokens.data(), tokens.size());
+          },
+          py::arg("session"), py::arg("tokens"))
       .def("plan", &plan)
       .def("commit", &commit, py::arg("seconds") = 0.0)
       .def("plan_ahead", &plan_ahead, py::arg("max_rows"), py::arg("max_stops"))

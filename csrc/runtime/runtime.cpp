@@ -228,6 +228,13 @@ uint64_t Runtime::submit(uint64_t session, const int32_t* tokens, int64_t num_to
   return id;
 }
 
+uint64_t Runtime::append(uint64_t session, const int32_t* tokens, int64_t num_tokens) {
+  Sequence& seq = get_idle(session, "append");
+  seq.tokens.insert(seq.tokens.end(), tokens, tokens + num_tokens);
+  seq.committed = static_cast<int64_t>(seq.tokens.size());
+  return next_request_id_++;
+}
+
 // The request's session is idle and its tokens are settled: only the record goes.
 void Runtime::forget(Request& request, bool keep_stats) {
   request.seq->request_id = 0;

@@ -130,6 +130,9 @@ class Runtime {
   // ---- turns
   // Throws OutOfBlocks if the turn could not finish even with the whole pool to itself.
   uint64_t submit(uint64_t session, const int32_t* tokens, int64_t num_tokens, const RequestParams& params);
+  // A turn whose answer is known: both become tokens of the session, whose KV is computed when a later turn
+  // needs it. Returns a request id of its own, which is finished.
+  uint64_t append(uint64_t session, const int32_t* tokens, int64_t num_tokens);
   // Makes the next step and fills buffers(); nothing when no request is left. Ends with commit() or
   // cancel_step().
   std::optional<StepInfo> plan();

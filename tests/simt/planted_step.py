@@ -66,7 +66,7 @@ KERNELS = [
                 Bug("commit_step.cuh", "b < p.batch; b", "b <= p.batch; b", "asan"),
             ],
             "order": [
-                Bug("commit_step.cuh", "p.step[0] = step + 1", "p.step[0] = step"),
+                Bug("commit_step.cuh", "uint64_t(step) + 1)", "uint64_t(step))"),
             ],
         },
     ),
