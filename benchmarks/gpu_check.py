@@ -1,6 +1,6 @@
 """Everything that wants a GPU, in one command: builds, checks and times every kernel, and reports what failed.
 
-    python benchmarks/gpu_check.py [--parts build,prims,ops,graphs,engine,sanitizer,bench] [--out FOLDER]
+    python benchmarks/gpu_check.py [--parts build,prims,ops,graphs,engine,sanitizer,bench,step] [--out FOLDER]
                                    [--budget SECONDS] [--commit HASH] [--dry-run]
 
 Each step is a process with a time limit; whatever fails is reported and the rest goes on. FOLDER/gpu_check.json holds

@@ -89,6 +89,22 @@ class StepInfo:
     @property
     def any_sampled(self) -> bool: ...
 
+class AheadInfo:
+    """The most that a step of the device may have; see stateful_kv.runtime."""
+
+    @property
+    def num_rows(self) -> int:
+        """0: nothing will run before results are taken, and nothing was planned."""
+    @property
+    def num_logit_rows(self) -> int: ...
+    @property
+    def max_rows(self) -> int:
+        """Of one sequence."""
+    @property
+    def num_copies(self) -> int: ...
+    @property
+    def any_sampled(self) -> bool: ...
+
 class Runtime:
     """Sessions over one block pool and the planner of their turns. One owner thread."""
 
@@ -148,6 +164,9 @@ class Runtime:
         priority: int = 0,
     ) -> int:
         """Queues a turn and returns its request id. num_drafts -1: the runtime's. Higher priority runs first."""
+    def append(self, session: int, tokens: ArrayLike) -> int:
+        """A turn whose answer is known: tokens of the session from now on, their KV computed when a turn needs it.
+        Returns a request id of its own."""
     def plan(self) -> StepInfo | None:
         """Makes the next step and fills the buffers; None when no request is left."""
     def commit(self, seconds: float = 0.0) -> list[tuple[int, list[int], str | None]]:
@@ -162,6 +181,19 @@ class Runtime:
     @property
     def is_step_planned(self) -> bool:
         """Whether plan() was neither committed nor cancelled yet."""
+    def plan_ahead(self, max_rows: int, max_stops: int) -> AheadInfo | None:
+        """Reserves what one more step of the device may need, takes newcomers in and fills the buffers; None where the
+        step is one for plan(), after all results have been taken."""
+    def commit_ahead(
+        self, request_ids: NDArray[np.int64], results: NDArray[np.int32], seconds: float = 0.0
+    ) -> list[tuple[int, list[int], str | None]]:
+        """Takes the results of the oldest step under way, [max_seqs, 4 + rows] as ops.commit_step writes them;
+        request_ids: the buffer ahead_request when it was launched. Returns events as commit()."""
+    def forget_ahead(self) -> None:
+        """Results of steps under way will not come, and the device has forgotten everything."""
+    def known_tokens(self, request_id: int, start: int = 0) -> NDArray[np.int32]:
+        """A copy of a running request's conversation from `start` on, delta and answer so far included."""
+    def stop_tokens(self, request_id: int) -> NDArray[np.int32]: ...
     def finish(self, request_id: int, num_keep: int) -> None:
         """Ends a turn early, committing its delta and the first num_keep generated tokens."""
     def abort(self, request_id: int) -> None:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from . import models
+from .device_step import DeviceLoop
 from .generate import KVCache, Loop, score
+from .responses import ResponseCache
 from .runtime import Runtime
 from .sampling import PromptLookup, SamplingParams
 from .session import Event, Request, Running, Session, Tokens, Turn, TurnStats
@@ -35,6 +37,15 @@ class Engine:
     its work by what the batch looks like, and on the CPU read the KV of one or a few tokens where it lies, which is
     faster in long contexts, and on a GPU the linears are torch's. None = True on the CPU, False on CUDA, until the
     linears that True takes there have been timed.
+
+    device_loop: True = steps that decode, verify or ingest short deltas run without the host (device_step.py), on a GPU
+    as replays of CUDA graphs; the host is one step behind, so that a call of step() returns the events of the step
+    before. Answers are the same. Steps of long deltas, of a full pool or with drafts from other conversations are the
+    host's as before.
+
+    response_cache: how many answers to keep for prompts that come again: the same tokens in the same namespace, greedy
+    or with the same seed, and the same parameters. Such a turn is not computed (TurnStats.from_response_cache); its KV
+    is when a later turn needs it. 0 = none. stats() counts response_hits, response_misses and response_tokens.
     """
 
     def __init__(
@@ -49,12 +60,15 @@ class Engine:
         max_seqs: int = 64,
         eviction: str = "lru",
         deterministic: bool | None = None,
+        device_loop: bool = False,
+        response_cache: int = 0,
     ):
         for name, value, low, high in (
             ("block_size", block_size, 1, 256),
             ("num_blocks", 1 if num_blocks is None else num_blocks, 1, 2**31 - 1),
             ("max_batch_tokens", max_batch_tokens, 1, 2**31 - 1),
             ("max_seqs", max_seqs, 1, 2**20),
+            ("response_cache", response_cache, 0, 2**31 - 1),
         ):
             if not low <= operator.index(value) <= high:
                 raise ValueError(f"Engine: {name} is {value}, expected {low} to {high}")
@@ -90,6 +104,13 @@ class Engine:
         num_splits = -1 if self.deterministic else 0
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime, num_splits)
         self._loop.is_timed = speculation is not None and speculation.adaptive
+        if device_loop:
+            self._loop.device_loop = DeviceLoop(
+                model, self._loop.cache, self._runtime, self._loop.planned, draft,
+                num_drafts=draft.num_drafts if speculation else 0, max_length=self.max_length, block_size=block_size,
+                num_splits=num_splits, is_timed=self._loop.is_timed,
+            )  # fmt: skip
+        self._responses = ResponseCache(response_cache)
         self._running: dict[int, Running] = {}
         self._events: list[Event] = []
         self._is_stepping = False
@@ -119,7 +140,7 @@ class Engine:
         them of tools' schemas): where an answer begins like one, the rest is drafted. Raises ValueError for bad tokens.
         """
         spans = [self._checked(span) for span in draft_spans]
-        session = Session(self, self._runtime.open(namespace))
+        session = Session(self, self._runtime.open(namespace), namespace)
         if spans:
             self._runtime.set_spans(session._handle, spans)
         return session
@@ -155,6 +176,8 @@ class Engine:
         that the whole pool could not hold."""
         running = self._submit(request)
         running.is_server_request = True
+        if running.turn is not None:
+            self._events.append(Event(running.request_id, running.tokens, running.turn))
         return running.request_id
 
     def step(self) -> list[Event]:
@@ -179,9 +202,9 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Counters and the state of the pool: rows_fed (rows that entered the model), steps, blocks_copied, and all of
         runtime.Runtime.stats()."""
-        loop = self._loop
-        own = {"rows_fed": loop.rows_fed, "steps": loop.steps, "blocks_copied": loop.blocks_copied}
-        return {**self._runtime.stats(), **own}
+        loops = [self._loop, *filter(None, [self._loop.device_loop])]
+        own = {name: sum(getattr(loop, name) for loop in loops) for name in ("rows_fed", "steps", "blocks_copied")}
+        return {**self._runtime.stats(), **own, **self._responses.stats()}
 
     def score(self, tokens: Tokens) -> Tensor:
         """float32 logits [vocab] of what follows `tokens`, computed from nothing, beside the cache."""
@@ -217,6 +240,9 @@ class Engine:
                 f"generate: {start} tokens so far + {len(tokens)} new leave no room for an answer within the "
                 f"model's {self.max_length} positions"
             )
+        key = self._response_key(session, tokens, params, min(params.max_tokens, room))
+        if (known := self._responses.find(key)) is not None:
+            return self._answer(session, tokens, *known)
         # By position: eight keywords would take longer than all of the runtime's own work.
         request_id = self._runtime.submit(
             session._handle,
@@ -233,7 +259,27 @@ class Engine:
         )
         self._last_request_id = max(self._last_request_id, request_id)
         running = Running(request_id, session, start, len(tokens))
+        running.response_key = key
         self._running[request_id] = running
+        return running
+
+    def _response_key(self, session: Session, delta: np.ndarray, params: SamplingParams, most: int) -> bytes | None:
+        if self._responses.capacity == 0 or self._runtime.is_running(session._handle):
+            return None
+        before = self._runtime.tokens(session._handle)
+        return (
+            self._responses.key(session._namespace, before, delta, params, most) if len(before) + len(delta) else None
+        )
+
+    def _answer(self, session: Session, delta: np.ndarray, answer: np.ndarray, finish_reason: str) -> Running:
+        """A turn that is over as it begins."""
+        start = len(session)
+        request_id = self._runtime.append(session._handle, np.concatenate([delta, answer]))
+        self._last_request_id = max(self._last_request_id, request_id)
+        running = Running(request_id, session, start, len(delta))
+        running.tokens = answer.tolist()
+        stats = TurnStats(start + len(delta), 0, len(delta), 0, 0, 0, 0, 0.0, 0.0, from_response_cache=True)
+        running.turn = Turn(list(running.tokens), finish_reason, stats)
         return running
 
     def _advance(self) -> None:
@@ -281,6 +327,7 @@ class Engine:
             decode_s=now - running.first_token_at,
         )
         running.turn = Turn(running.tokens, finish_reason, turn_stats)
+        self._responses.keep(running.response_key, running.tokens, finish_reason)
 
     def _restore(self, before: list[tuple[Session, int]]) -> None:
         """Sessions as they were: whatever an interrupt left half done, by what the runtime says of each of them."""

@@ -14,7 +14,9 @@ Nothing here depends on the length of a conversation: rows are the delta's, the 
 """
 
 import time
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,9 @@ from .models import Decoder
 from .models.decoder import Buffers, DecoderConfig
 from .prefix_groups import Spans, groups_that_pay
 from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from .device_step import DeviceLoop
 
 
 class KVCache:
@@ -211,12 +216,20 @@ class Loop:
         self.rows_fed = 0  # counted where rows enter the model
         self.steps = 0
         self.blocks_copied = 0
+        self.device_loop: DeviceLoop | None = None  # takes the steps it can; see device_step.py
         self._buffers = HostBuffers(runtime, model.device)
+
+    @property
+    def planned(self) -> dict[str, np.ndarray]:
+        """What the runtime's plans fill."""
+        return {name: t.numpy() for name, t in self._buffers.host.items()}
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, list[int], str | None]] | None:
         """One step of every running request. Returns the runtime's events (request, new tokens, finish reason), or
         None when nothing is runnable. When the forward pass fails or is interrupted, nothing is committed."""
+        if self.device_loop is not None and (events := self.device_loop.advance()) is not None:
+            return events
         try:
             plan = self.runtime.plan()
             if plan is None:

@@ -40,6 +40,14 @@ prefixes, gives up drafts, then preempts the lowest-priority request admitted la
 left of its KV and answers the same. While a request runs, `length` and `tokens` of its session are those before
 `submit`.
 
+Steps that the device takes by itself (device_step.py), where lengths and histories lie on it and the host is a step or
+more behind: `plan_ahead` reserves blocks for the most that steps under way and one more can write, takes newcomers in
+whose tokens to feed are few, and fills copies, block tables, sampling and, for each row of `ahead_request`, what the
+device is to know of it (`ahead_joins` 1: everything, from `ahead_history` on; else limits and blocks only). Then the
+caller launches the step, and later hands its results to `commit_ahead`. Requests may be submitted, finished and
+aborted meanwhile. Where it returns None, somebody has to wait, to be preempted or to feed more than `max_rows`: take
+all results under way, then `plan()`. Draft lengths follow measured times as in `commit`.
+
 `Runtime.stats_of(request_id)`, at any time while the request runs and once after it has finished (of an aborted one
 they are gone, and of those never asked for only the latest 4,096 are kept):
 prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, found in the cache), recomputed_tokens
@@ -62,6 +70,6 @@ next turn is expected last (benchmarks/bench_eviction.py compares them).
 `BlockPool`, `RadixTree` (over a pool of its own) and `DraftIndex` are the parts, for tests and for custom engines.
 """
 
-from ._runtime import BlockPool, DraftIndex, OutOfBlocks, RadixTree, Runtime, StaleHandle, StepInfo
+from ._runtime import AheadInfo, BlockPool, DraftIndex, OutOfBlocks, RadixTree, Runtime, StaleHandle, StepInfo
 
-__all__ = ["BlockPool", "DraftIndex", "OutOfBlocks", "RadixTree", "Runtime", "StaleHandle", "StepInfo"]
+__all__ = ["AheadInfo", "BlockPool", "DraftIndex", "OutOfBlocks", "RadixTree", "Runtime", "StaleHandle", "StepInfo"]

@@ -42,6 +42,7 @@ class TurnStats:
     accepted_spans: int = 0
     drafted_relatives: int = 0
     accepted_relatives: int = 0
+    from_response_cache: bool = False  # nothing was computed
 
     @property
     def ttft_s(self) -> float:
@@ -86,6 +87,7 @@ class Running:
         self.tokens: list[int] = []
         self.turn: Turn | None = None
         self.is_server_request = False
+        self.response_key: bytes | None = None
         self.submitted_at = time.perf_counter()
         self.first_token_at = self.submitted_at
 
@@ -94,8 +96,8 @@ class Session:
     """An agent's conversation, until close(). Its tokens stay; its KV stays while memory allows and is otherwise
     recomputed, with the same answers."""
 
-    def __init__(self, engine: Engine, handle: int):
-        self._engine, self._handle = engine, handle
+    def __init__(self, engine: Engine, handle: int, namespace: str | bytes = ""):
+        self._engine, self._handle, self._namespace = engine, handle, namespace
         self._is_closed = False
 
     def __bool__(self) -> bool:
@@ -128,7 +130,7 @@ class Session:
     def fork(self) -> Session:
         """A second conversation with the same past. Copy-on-write: no KV is copied until one of the two writes into the
         tail block they share."""
-        return Session(self._engine, self._engine._runtime.fork(self._handle))
+        return Session(self._engine, self._engine._runtime.fork(self._handle), self._namespace)
 
     def rollback(self, length: int) -> None:
         """Forgets everything after the first `length` tokens."""

@@ -103,6 +103,29 @@ def propose_drafts():
     )  # fmt: skip
 
 
+def plan_step():
+    zeros64, zeros32 = (lambda n, t=t: torch.zeros(n, dtype=t) for t in (torch.int64, torch.int32))
+    return dict(
+        token_ids=zeros32(9), positions=zeros64(9), slot_mapping=zeros64(9), cu_seqlens_q=zeros32(BATCH + 1),
+        seqused_k=zeros32(BATCH), logit_rows=zeros64(6), draft_tokens=zeros32(6), cu_rows=zeros32(BATCH + 1),
+        sample_positions=zeros64(BATCH), history=torch.randint(0, VOCAB, (BATCH, 40), dtype=torch.int32),
+        lengths=int32(20, 31, 2), computed=int32(19, 28, 2), finished=int32(0, 0, 0),
+        drafts=torch.randint(0, VOCAB, (BATCH, 4), dtype=torch.int32), num_drafts=int32(4, 4, 1),
+        draft_limits=int32(3, 4, 4), max_lengths=int32(40, 40, 9), num_slots=int32(32, 32, 16),
+        block_table=int32(0, 1, 2, 3, 4, -1).view(BATCH, 2), block_size=BLOCK, max_rows=5,
+    )  # fmt: skip
+
+
+def commit_step():
+    return dict(
+        history=torch.randint(0, VOCAB, (BATCH, 40), dtype=torch.int32), lengths=int32(20, 31, 2),
+        computed=int32(19, 28, 2), finished=int32(0, 0, 0), results=torch.zeros(2, BATCH, 4 + 5, dtype=torch.int32),
+        step=int64(3), tokens=torch.randint(0, VOCAB, (BATCH, 5), dtype=torch.int32), num_tokens=int32(3, 0, 2),
+        cu_seqlens_q=int32(0, 4, 6, 8), cu_rows=int32(0, 4, 4, 6), max_lengths=int32(40, 40, 3),
+        stop_tokens=int32(7, -1, 8, 9, -1, -1).view(BATCH, 2),
+    )  # fmt: skip
+
+
 def rms_norm(dtype=torch.bfloat16):
     return dict(
         out=torch.zeros(5, 40, dtype=dtype), input=torch.randn(5, 40).to(dtype), weight=torch.rand(40).to(dtype),
@@ -136,7 +159,8 @@ CALLS = {
     f.__name__: f
     for f in (
         append_kv, rope_append_kv, delta_prefill, schedule_delta_prefill, merge_states, copy_blocks, compact_kv,
-        verify_drafts, propose_drafts, rms_norm, fused_add_rms_norm, silu_and_mul, row_linear, pack_linear_weight,
+        verify_drafts, propose_drafts, plan_step, commit_step, rms_norm, fused_add_rms_norm, silu_and_mul,
+        row_linear, pack_linear_weight,
     )
 }  # fmt: skip
 OUTPUTS = {
@@ -149,6 +173,18 @@ OUTPUTS = {
     "compact_kv": ("k_caches", "v_caches"),
     "verify_drafts": ("tokens", "num_tokens", "rows", "logprobs"),
     "propose_drafts": ("drafts", "num_drafts"),
+    "plan_step": (
+        "token_ids",
+        "positions",
+        "slot_mapping",
+        "cu_seqlens_q",
+        "seqused_k",
+        "logit_rows",
+        "draft_tokens",
+        "cu_rows",
+        "sample_positions",
+    ),
+    "commit_step": ("history", "lengths", "computed", "finished", "results", "step"),
     "rms_norm": ("out",),
     "fused_add_rms_norm": ("input", "residual"),
     "silu_and_mul": ("out",),

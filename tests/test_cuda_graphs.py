@@ -19,6 +19,8 @@ CHANGED = {
     "compact_kv": {"src_slots": int64(3, 4, -1), "dst_slots": int64(2, 3, 1), "cu_moves": int32(0, 1, 1, 3)},
     "verify_drafts": {"cu_rows": int32(0, 2, 4, 5), "parents": int32(-1, 0, -1, 0, -1, -1), "seeds": int64(9, 8, 7)},
     "propose_drafts": {"history_lens": int32(3, 20, 11)},
+    "plan_step": {"lengths": int32(7, 30, 1), "computed": int32(2, 29, 0), "finished": int32(0, 0, 1)},
+    "commit_step": {"num_tokens": int32(4, 0, 1), "max_lengths": int32(22, 40, 40)},
 }
 
 

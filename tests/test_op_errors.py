@@ -130,6 +130,9 @@ FREE = {
     "verify_drafts": {("logits", 1, -1)},
     "pack_linear_weight": {("weight", 1, -1)},  # 23 elements are 12 pairs too
     "propose_drafts": {("drafts", 1, 1), ("drafts", 1, -1), ("history", 1, 1), ("history", 1, -1)},
+    "plan_step": {(name, 1, by) for name in ("history", "drafts", "block_table") for by in (1, -1)},
+    "commit_step": {("history", 1, 1), ("history", 1, -1), ("results", 0, 1), ("results", 0, -1)}
+    | {("stop_tokens", 1, 1), ("stop_tokens", 1, -1)},
 }
 
 
@@ -164,8 +167,8 @@ def test_outputs_that_overlap_themselves(backend, op, name):
     kwargs = valid(backend, op)
     t = all_tensors(kwargs)[name]
     for d in range(t.dim()):
-        if t.dim() > 1 and d == t.dim() - 1:
-            continue  # its stride is wrong already
+        if (t.dim() > 1 and d == t.dim() - 1) or t.size(d) == 1:
+            continue  # its stride is wrong already, or there is nothing to overlap
         one = t.narrow(d, 0, 1).clone()
         refused(backend, op, replace(kwargs, name, one.expand(t.shape)), ValueError, name.split("[")[0])
 
@@ -222,6 +225,8 @@ SCALARS = [
     ("schedule_delta_prefill", "window_left", (-2,)),
     ("propose_drafts", "max_ngram", (0, -1)),
     ("propose_drafts", "min_ngram", (0, -1, 4)),
+    ("plan_step", "block_size", (0, -1, 1 << 31)),
+    ("plan_step", "max_rows", (0, -1, 1 << 31)),
 ]
 
 
@@ -359,6 +364,22 @@ INDICES = [
     ("verify_drafts", {"parents": None, "cu_rows": int32(0, 4, 4, 6)}, "cu_rows[1]"),
     ("propose_drafts", {"history_lens": int32(20, 21, 7)}, "history_lens[1]"),
     ("propose_drafts", {"history_lens": int32(20, 0, -1)}, "history_lens[2]"),
+    ("plan_step", {"lengths": int32(20, 41, 2)}, "lengths[1]"),
+    ("plan_step", {"computed": int32(19, 28, 3)}, "computed[2]"),
+    ("plan_step", {"computed": int32(-1, 28, 2)}, "computed[0]"),
+    ("plan_step", {"max_lengths": int32(41, 40, 9)}, "max_lengths[0]"),
+    ("plan_step", {"num_slots": int32(32, 33, 16)}, "num_slots[1]"),
+    ("plan_step", {"num_drafts": int32(4, 4, 5)}, "num_drafts[2]"),
+    ("plan_step", {"block_table": int32(0, -1, 2, 3, 4, -1).view(3, 2)}, "block_table[1]"),
+    ("commit_step", {"lengths": int32(20, 41, 2)}, "lengths[1]"),
+    ("commit_step", {"lengths": int32(20, 31, 0), "computed": int32(19, 28, 0)}, "lengths[2]"),
+    ("commit_step", {"computed": int32(21, 28, 2)}, "computed[0]"),
+    ("commit_step", {"max_lengths": int32(40, 41, 3)}, "max_lengths[1]"),
+    ("commit_step", {"cu_seqlens_q": int32(0, 4, 3, 8)}, "cu_seqlens_q[2]"),
+    ("commit_step", {"cu_rows": int32(0, 4, 3, 6)}, "cu_rows[2]"),
+    ("commit_step", {"cu_rows": int32(0, 5, 5, 6)}, "cu_rows[1]"),
+    ("commit_step", {"num_tokens": int32(5, 0, 2)}, "num_tokens[0]"),
+    ("commit_step", {"step": int64(-1)}, "step[0]"),
 ]
 
 

@@ -43,6 +43,14 @@ verify_drafts(Tensor(a!) tokens, Tensor(b!) num_tokens, Tensor(c!)? rows, Tensor
     Tensor(d!)? logprobs=None) -> ()
 propose_drafts(Tensor(a!) drafts, Tensor(b!) num_drafts, Tensor history, Tensor history_lens, int max_ngram,
     int min_ngram=1, bool latest=True) -> ()
+plan_step(Tensor(a!) token_ids, Tensor(b!) positions, Tensor(c!) slot_mapping, Tensor(d!) cu_seqlens_q,
+    Tensor(e!) seqused_k, Tensor(f!) logit_rows, Tensor(g!) draft_tokens, Tensor(h!) cu_rows,
+    Tensor(i!) sample_positions, Tensor history, Tensor lengths, Tensor computed, Tensor finished, Tensor drafts,
+    Tensor num_drafts, Tensor draft_limits, Tensor max_lengths, Tensor num_slots, Tensor block_table, int block_size,
+    int max_rows) -> ()
+commit_step(Tensor(a!) history, Tensor(b!) lengths, Tensor(c!) computed, Tensor(d!) finished, Tensor(e!) results,
+    Tensor(f!) step, Tensor tokens, Tensor num_tokens, Tensor cu_seqlens_q, Tensor cu_rows, Tensor max_lengths,
+    Tensor stop_tokens) -> ()
 rms_norm(Tensor(a!) out, Tensor input, Tensor weight, float epsilon) -> ()
 fused_add_rms_norm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float epsilon) -> ()
 silu_and_mul(Tensor(a!) out, Tensor input) -> ()

@@ -12,7 +12,7 @@ import re
 import shutil
 
 import pytest
-from simt import planted_attention, planted_cache, planted_decode, planted_hopper, planted_rows
+from simt import planted_attention, planted_cache, planted_decode, planted_hopper, planted_rows, planted_step
 from simt.build import HERE, SmallCase, cuda_include, small_case_flags
 from simt.planted_bug import CLASSES
 
@@ -21,11 +21,9 @@ pytestmark = pytest.mark.skipif(cuda_include() is None, reason="needs the CUDA h
 CUDA = HERE.parents[1] / "csrc" / "cuda"
 BUILDS = ("plain", "asan", "race")
 KERNELS = [
-    *planted_attention.KERNELS,
-    *planted_hopper.KERNELS,
-    *planted_cache.KERNELS,
-    *planted_decode.KERNELS,
-    *planted_rows.KERNELS,
+    kernel
+    for module in (planted_attention, planted_cache, planted_decode, planted_hopper, planted_rows, planted_step)
+    for kernel in module.KERNELS
 ]
 PROGRAMS = sorted({kernel.program for kernel in KERNELS})
 BUGS = [

@@ -9,7 +9,7 @@ import random
 
 import pytest
 import torch
-from op_calls import BLOCK, BLOCKS, CALLS, HEADS, int32, int64, on_device, rows
+from op_calls import BLOCK, BLOCKS, CALLS, HEADS, OUTPUTS, int32, int64, on_device, rows
 
 INT32 = [-(1 << 31), (1 << 31) - 1, -2, 1 << 20, -(1 << 20)]
 INT64 = [*INT32, -(1 << 63), (1 << 63) - 1, 1 << 32, -(1 << 32), 1 << 62]
@@ -187,3 +187,43 @@ def test_histories(unchecked, seed):
         assert 0 <= int(done["num_drafts"][b]) <= 4
         if b != bad:
             assert torch.equal(done["drafts"][b], clean["drafts"][b])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_steps_to_plan(unchecked, seed):
+    """The rows of other sequences are those of a clean call, if not at the same place."""
+    rng = random.Random(seed)
+    kwargs = CALLS["plan_step"]()
+    sizes = {"token_ids": 24, "positions": 24, "slot_mapping": 24, "logit_rows": 20, "draft_tokens": 20}
+    kwargs |= {name: torch.zeros(n, dtype=kwargs[name].dtype) for name, n in sizes.items()}
+    outputs = OUTPUTS["plan_step"]
+    clean = call(unchecked, "plan_step", kwargs | {n: kwargs[n].clone() for n in outputs})
+    names = ("lengths", "computed", "num_drafts", "draft_limits", "max_lengths", "num_slots", "block_table")
+    name = rng.choice(names)
+    (bad,) = spoil(kwargs[name], rng, INT32, 1)
+    done = call(unchecked, "plan_step", kwargs)
+
+    def rows_of(out, b):
+        begin, end = out["cu_seqlens_q"][b : b + 2].tolist()
+        return [out[n][begin:end].tolist() for n in ("token_ids", "positions", "slot_mapping")]
+
+    for b in range(3):
+        if b != (bad // 2 if name == "block_table" else bad):
+            assert rows_of(done, b) == rows_of(clean, b)
+    assert all(0 <= n <= 24 for n in done["cu_seqlens_q"].tolist())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_steps_to_commit(unchecked, seed):
+    rng = random.Random(seed)
+    kwargs = CALLS["commit_step"]()
+    outputs = OUTPUTS["commit_step"]
+    clean = call(unchecked, "commit_step", kwargs | {n: kwargs[n].clone() for n in outputs})
+    name = rng.choice(["lengths", "computed", "num_tokens", "cu_seqlens_q", "cu_rows", "max_lengths", "step"])
+    (bad,) = spoil(kwargs[name], rng, INT64 if name == "step" else INT32, 1)
+    done = call(unchecked, "commit_step", kwargs)
+    touched = {"cu_seqlens_q": (bad - 1, bad), "cu_rows": (bad - 1, bad), "step": ()}.get(name, (bad,))
+    for b in range(3):
+        if b not in touched:
+            for n in ("history", "lengths", "computed", "finished"):
+                assert torch.equal(done[n][b], clean[n][b])

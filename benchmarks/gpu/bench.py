@@ -25,6 +25,7 @@ from .cases import (
     propose_cases,
     verify_cases,
 )
+from .step_cases import step_cases
 from .target import Target
 
 GROUPS = {
@@ -34,6 +35,7 @@ GROUPS = {
     "merge": merge_cases,
     "verify": verify_cases,
     "propose": propose_cases,
+    "step": step_cases,
     "dense": dense_cases,
     "linear": linear_cases,
     "attention": attention_cases,

@@ -3,8 +3,8 @@
 Three conversations in one batch, two turns each, with drafts, a fork and a rollback, on the seeded random checkpoint
 of the demo. Greedy tokens of the bfloat16 run have to equal those of float32 on the CPU as far as rounding leaves the
 choice: where they part, the logits of the two candidates must lie within the error of bfloat16. One session with and
-one without reuse have to agree in the same sense, and with deterministic=True token for token. The dry run takes the
-emulated kernels for those of the GPU.
+one without reuse have to agree in the same sense, and with deterministic=True token for token, device_loop=True too.
+The dry run takes the emulated kernels for those of the GPU.
 """
 
 import argparse
@@ -21,7 +21,10 @@ from .target import Target
 GAP = 0.08  # of float32 logits, in units of their standard deviation: what bfloat16 may turn round
 
 
-EMULATED = ("rope_append_kv", "delta_prefill", "schedule_delta_prefill", "copy_blocks", "verify_drafts")
+EMULATED = (
+    "rope_append_kv", "delta_prefill", "schedule_delta_prefill", "copy_blocks", "verify_drafts", "propose_drafts",
+    "plan_step", "commit_step",
+)  # fmt: skip
 
 
 class EmulatedOps:
@@ -100,6 +103,11 @@ def main() -> int:
         if both[0] != both[1]:
             print("WRONG: deterministic=True answers otherwise with drafts and reuse than without")
             return 1
+        # Steps of the device, on a GPU captured from the second on: the answers of the host's.
+        for options in ways:
+            if conversation(engine_of(deterministic=True, device_loop=True, **options), answer) != both[0]:
+                print(f"WRONG: device_loop=True answers otherwise, {options}")
+                return 1
     finally:
         ops._op = torch.ops.stateful_kv
     print("ok: every token within the rounding of bfloat16; deterministic=True: the same tokens both ways")

@@ -248,6 +248,28 @@ def bench_summary(path: pathlib.Path):
     return summary
 
 
+def step_steps(setting: Setting) -> list[Step]:
+    """bench_step.py: a step of an engine, captured and not, without drafts and with."""
+    tiny = ["--model", "tiny", "--device", "cpu", "--context", "40", "--sessions", "1", "3", "--steps", "3"]
+    steps = []
+    for name, drafts in (("decode", "0"), ("drafts", "4")):
+        path = setting.folder / f"step_{name}.json"
+        command = [sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), "--drafts", drafts, "--json", str(path)]
+        command += tiny if setting.emulated else ["--context", "8192", "--sessions", "1", "8"]
+        steps.append(Step(name, command, 200, step_summary(path), results=path))
+    return steps
+
+
+def step_summary(path: pathlib.Path):
+    def summary(done: Outcome) -> str:
+        if not path.is_file():
+            return last_line(done.output)
+        row = json.loads(path.read_text())["rows"][-1]
+        return f"{row['contestant']}, {row['sessions']} sessions: {row['step ms']:.3f} ms, host {row['host us']:.0f} us"
+
+    return summary
+
+
 PARTS = {
     part.name: part
     for part in (
@@ -258,6 +280,7 @@ PARTS = {
         Part("engine", "greedy tokens of the engine against float32 on the CPU", engine_steps),
         Part("sanitizer", "compute-sanitizer on small calls of each op", sanitizer_steps),
         Part("bench", "times, rates and peers of each kernel", bench_steps),
+        Part("step", "a step of an engine, captured and not: weights, attention, the rest, the host", step_steps),
     )
 }
 

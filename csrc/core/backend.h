@@ -24,6 +24,8 @@ class IndexError : public std::out_of_range {
   X(compact_kv, CompactKvParams)                \
   X(verify_drafts, VerifyDraftsParams)          \
   X(propose_drafts, ProposeDraftsParams)        \
+  X(plan_step, PlanStepParams)                  \
+  X(commit_step, CommitStepParams)              \
   X(rms_norm, RmsNormParams)                    \
   X(fused_add_rms_norm, FusedAddRmsNormParams)  \
   X(silu_and_mul, SiluAndMulParams)             \

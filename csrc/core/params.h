@@ -199,6 +199,53 @@ struct ProposeDraftsParams {
   bool latest;
 };
 
+// Batch state on the device, one entry a sequence: history[: length] is known, the KV of its first `computed`
+// tokens is in the cache, blocks are there for num_slots positions.
+struct PlanStepParams {
+  int32_t* token_ids;         // [max_tokens]
+  int64_t* positions;         // [max_tokens]
+  int64_t* slot_mapping;      // [max_tokens]
+  int32_t* cu_seqlens_q;      // [batch + 1]
+  int32_t* seqused_k;         // [batch]
+  int64_t* logit_rows;        // [max_logit_rows]
+  int32_t* draft_tokens;      // [max_logit_rows]
+  int32_t* cu_rows;           // [batch + 1]
+  int64_t* sample_positions;  // [batch]
+  const int32_t* history;     // [batch, max_history]
+  int64_t history_stride;
+  const int32_t* lengths;   // [batch], as all that follow
+  const int32_t* computed;  // 0 to lengths
+  const int32_t* finished;  // 0: running
+  const int32_t* drafts;    // [batch, max_drafts]
+  int64_t drafts_stride;
+  const int32_t* num_drafts;
+  const int32_t* draft_limits;
+  const int32_t* max_lengths;
+  const int32_t* num_slots;
+  const int32_t* block_table;  // [batch, max_blocks]
+  int64_t block_table_stride;
+  int64_t batch, max_tokens, max_logit_rows, max_history, max_drafts, max_blocks, block_size, max_rows;
+};
+
+struct CommitStepParams {
+  int32_t* history;  // [batch, max_history]
+  int64_t history_stride;
+  int32_t* lengths;  // [batch]
+  int32_t* computed;
+  int32_t* finished;
+  int32_t* results;       // [ring, batch, kResultHeader + max_rows]
+  int64_t* step;          // [1]
+  const int32_t* tokens;  // [batch, max_rows]
+  int64_t tokens_stride;
+  const int32_t* num_tokens;    // [batch]
+  const int32_t* cu_seqlens_q;  // [batch + 1]
+  const int32_t* cu_rows;       // [batch + 1]
+  const int32_t* max_lengths;   // [batch]
+  const int32_t* stop_tokens;   // [batch, max_stops], negative: none
+  int64_t stop_tokens_stride;
+  int64_t batch, max_history, ring, max_rows, max_stops;
+};
+
 struct RowLinearParams {
   void* out;  // [rows, n] of out_dtype
   int64_t out_stride;

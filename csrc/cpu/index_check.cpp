@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../core/backend.h"
+#include "../core/step.h"
 
 namespace skv::cpu {
 
@@ -87,6 +88,60 @@ void check_indices(const ProposeDraftsParams& p) {
     if (p.history_lens[b] < 0 || p.history_lens[b] > p.max_history) {
       throw_index_error("history_lens", b, p.history_lens[b], "0 to", p.max_history);
     }
+  }
+}
+
+namespace {
+
+// What plan_step and commit_step take for granted of a sequence.
+template <class Params>
+void check_lengths(const Params& p, int64_t b) {
+  auto within = [&](const char* arg, int64_t value, int64_t limit) {
+    if (value < 0 || value > limit) throw_index_error(arg, b, value, "0 to", limit);
+  };
+  within("lengths", p.lengths[b], p.max_history);
+  within("computed", p.computed[b], p.lengths[b]);
+  within("max_lengths", p.max_lengths[b], p.max_history);
+}
+
+}  // namespace
+
+void check_indices(const PlanStepParams& p) {
+  for (int64_t b = 0; b < p.batch; ++b) {
+    check_lengths(p, b);
+    const int64_t slots = p.num_slots[b];
+    if (slots < 0 || slots > p.max_blocks * p.block_size) {
+      throw_index_error("num_slots", b, slots, "0 to", p.max_blocks * p.block_size);
+    }
+    if (p.num_drafts[b] < 0 || p.num_drafts[b] > p.max_drafts) {
+      throw_index_error("num_drafts", b, p.num_drafts[b], "0 to", p.max_drafts);
+    }
+    const StepWish wish = step_wish(p, b, p.lengths[b], p.computed[b]);
+    const int32_t* table = p.block_table + b * p.block_table_stride;
+    for (int64_t i = p.computed[b] / p.block_size; i * p.block_size < wish.start + wish.rows; ++i) {
+      if (table[i] < 0) {
+        throw_index_error("block_table", b * p.max_blocks + i, table[i], "a block, which is at least", 0);
+      }
+    }
+  }
+}
+
+void check_indices(const CommitStepParams& p) {
+  check_cumulative("cu_seqlens_q", p.cu_seqlens_q, p.batch, INT32_MAX);
+  check_cumulative("cu_rows", p.cu_rows, p.batch, INT32_MAX);
+  if (p.step[0] < 0) throw_index_error("step", 0, p.step[0], "at least", 0);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    check_lengths(p, b);
+    const int64_t rows = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b], logits = p.cu_rows[b + 1] - p.cu_rows[b];
+    if (logits > step_least(rows, p.max_rows)) {
+      throw_index_error("cu_rows", b + 1, p.cu_rows[b + 1], "at most",
+                        p.cu_rows[b] + step_least(rows, p.max_rows));
+    }
+    if (logits > 0 && (p.num_tokens[b] < 0 || p.num_tokens[b] > logits)) {
+      throw_index_error("num_tokens", b, p.num_tokens[b], "0 to", logits);
+    }
+    if (rows > 0 && p.lengths[b] == 0)
+      throw_index_error("lengths", b, 0, "of a sequence with rows at least", 1);
   }
 }
 

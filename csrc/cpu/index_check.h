@@ -13,5 +13,7 @@ void check_indices(const CopyBlocksParams& params);
 void check_indices(const CompactKvParams& params);
 void check_indices(const VerifyDraftsParams& params);
 void check_indices(const ProposeDraftsParams& params);
+void check_indices(const PlanStepParams& params);
+void check_indices(const CommitStepParams& params);
 
 }  // namespace skv::cpu

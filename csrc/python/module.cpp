@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../core/step.h"
 #include "../runtime/runtime.h"
 #include "arrays.h"
 
@@ -220,9 +221,7 @@ py::object plan(PyRuntime& self) {
   return self.step;
 }
 
-py::list commit(PyRuntime& self, double seconds) {
-  std::vector<skv::Event> events =
-      self.without_gil([=](skv::Runtime& runtime) { return runtime.commit(seconds); });
+py::list list_of(const std::vector<skv::Event>& events) {
   py::list list(events.size());
   for (size_t i = 0; i < events.size(); ++i) {
     const skv::Event& event = events[i];
@@ -234,6 +233,29 @@ py::list commit(PyRuntime& self, double seconds) {
     list[i] = py::make_tuple(event.request_id, std::move(tokens), reason);
   }
   return list;
+}
+
+py::list commit(PyRuntime& self, double seconds) {
+  return list_of(self.without_gil([=](skv::Runtime& runtime) { return runtime.commit(seconds); }));
+}
+
+py::object plan_ahead(PyRuntime& self, int64_t max_rows, int64_t max_stops) {
+  const std::optional<skv::AheadInfo> info =
+      self.without_gil([=](skv::Runtime& runtime) { return runtime.plan_ahead(max_rows, max_stops); });
+  return info ? py::cast(*info) : py::none();
+}
+
+py::list commit_ahead(PyRuntime& self, const py::array_t<int64_t, py::array::c_style>& request_ids,
+                      const py::array_t<int32_t, py::array::c_style>& results, double seconds) {
+  const skv::StepSizes& sizes = self.get().sizes();
+  if (request_ids.size() != sizes.max_seqs ||
+      results.size() != sizes.max_seqs * (skv::kResultHeader + sizes.max_rows_per_seq)) {
+    throw py::value_error("commit_ahead: request_ids or results do not have a row for each of max_seqs");
+  }
+  const int64_t* ids = request_ids.data();
+  const int32_t* data = results.data();
+  return list_of(
+      self.without_gil([=](skv::Runtime& runtime) { return runtime.commit_ahead(ids, data, seconds); }));
 }
 
 void set_spans(PyRuntime& self, uint64_t session, const py::iterable& spans) {
@@ -380,6 +402,12 @@ void define_runtime(py::module_& m) {
       .def_readonly("max_rows_per_seq", &skv::StepInfo::max_rows_per_seq)
       .def_readonly("num_blocks_used_in_table", &skv::StepInfo::num_blocks_used_in_table)
       .def_readonly("any_sampled", &skv::StepInfo::any_sampled);
+  py::class_<skv::AheadInfo>(m, "AheadInfo")
+      .def_readonly("num_rows", &skv::AheadInfo::num_rows)
+      .def_readonly("num_logit_rows", &skv::AheadInfo::num_logit_rows)
+      .def_readonly("max_rows", &skv::AheadInfo::max_rows)
+      .def_readonly("num_copies", &skv::AheadInfo::num_copies)
+      .def_readonly("any_sampled", &skv::AheadInfo::any_sampled);
   py::class_<PyRuntime>(m, "Runtime")
       .def(py::init([](int32_t num_blocks, int64_t block_size, int64_t max_batch_tokens, int64_t max_seqs,
                        int64_t max_blocks_per_seq, int max_ngram, int min_ngram, int num_drafts, bool latest,
@@ -423,8 +451,35 @@ void define_runtime(py::module_& m) {
            py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
            py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("stop_token_ids") = py::tuple(),
            py::arg("num_drafts") = -1, py::arg("priority") = 0)
+      .def(
+          "append",
+          [](PyRuntime& r, uint64_t session, const py::object& object) {
+            const Tokens tokens = to_tokens(object, "append");
+            return r.get().append(session, tokens.data(), tokens.size());
+          },
+          py::arg("session"), py::arg("tokens"))
       .def("plan", &plan)
       .def("commit", &commit, py::arg("seconds") = 0.0)
+      .def("plan_ahead", &plan_ahead, py::arg("max_rows"), py::arg("max_stops"))
+      .def("commit_ahead", &commit_ahead, py::arg("request_ids"), py::arg("results"),
+           py::arg("seconds") = 0.0)
+      .def("forget_ahead", [](PyRuntime& r) { r.get().forget_ahead(); })
+      .def(
+          "known_tokens",
+          [](PyRuntime& r, uint64_t id, int64_t start) {
+            const std::vector<int32_t>& tokens = r.get().known_tokens(id);
+            const int64_t size = static_cast<int64_t>(tokens.size());
+            const int64_t begin = std::clamp<int64_t>(start, 0, size);
+            return copy_of(tokens.data() + begin, size - begin);
+          },
+          py::arg("request_id"), py::arg("start") = 0)
+      .def(
+          "stop_tokens",
+          [](PyRuntime& r, uint64_t id) {
+            const std::vector<int32_t>& tokens = r.get().stop_tokens(id);
+            return copy_of(tokens.data(), static_cast<int64_t>(tokens.size()));
+          },
+          py::arg("request_id"))
       .def_property_readonly("step_cost",
                              [](PyRuntime& r) {
                                const skv::DraftLength& cost = r.get().draft_length();

@@ -242,13 +242,8 @@ void Runtime::fill_row(int64_t row, Request& request, StepInfo* info) {
   }
   b.seqused_k[row] = static_cast<int32_t>(step.start + step.num_tokens);
 
-  const int64_t table_size = static_cast<int64_t>(seq.table.size());
-  b.table_begin[row] = static_cast<int32_t>(seq.row_synced);
-  b.table_end[row] = static_cast<int32_t>(table_size);
-  std::copy(seq.table.begin() + seq.row_synced, seq.table.end(),
-            b.block_table + row * options_.max_blocks_per_seq + seq.row_synced);
-  seq.row_synced = table_size;
-
+  fill_table(row, seq);
+  request.on_device = false;
   if (step.copy_idx >= 0) {
     b.copy_src[info->num_copies] = step.copy_src;
     b.copy_dst[info->num_copies] = seq.table[step.copy_idx];
@@ -260,11 +255,7 @@ void Runtime::fill_row(int64_t row, Request& request, StepInfo* info) {
     b.draft_tokens[info->num_logit_rows++] = b.token_ids[token_row];
   }
   if (step.num_logits > 0) {
-    b.temperature[row] = request.params.temperature;
-    b.top_p[row] = request.params.top_p;
-    b.min_p[row] = request.params.min_p;
-    b.top_k[row] = request.params.top_k;
-    b.seeds[row] = request.params.seed;
+    fill_sampling(row, request);
     b.sample_positions[row] = request.known();
     info->any_sampled = info->any_sampled || request.params.temperature > 0.0f;
   }
@@ -272,7 +263,25 @@ void Runtime::fill_row(int64_t row, Request& request, StepInfo* info) {
   info->max_seqlen_q = std::max(info->max_seqlen_q, step.num_tokens);
   info->max_seqlen_k = std::max(info->max_seqlen_k, step.start + step.num_tokens);
   info->max_rows_per_seq = std::max(info->max_rows_per_seq, step.num_logits);
-  info->num_blocks_used_in_table = std::max(info->num_blocks_used_in_table, table_size);
+  info->num_blocks_used_in_table =
+      std::max(info->num_blocks_used_in_table, static_cast<int64_t>(seq.table.size()));
+}
+
+void Runtime::fill_table(int64_t row, Sequence& seq) {
+  const int64_t table_size = static_cast<int64_t>(seq.table.size());
+  buffers_.table_begin[row] = static_cast<int32_t>(seq.row_synced);
+  buffers_.table_end[row] = static_cast<int32_t>(table_size);
+  std::copy(seq.table.begin() + seq.row_synced, seq.table.end(),
+            buffers_.block_table + row * options_.max_blocks_per_seq + seq.row_synced);
+  seq.row_synced = table_size;
+}
+
+void Runtime::fill_sampling(int64_t row, const Request& request) {
+  buffers_.temperature[row] = request.params.temperature;
+  buffers_.top_p[row] = request.params.top_p;
+  buffers_.min_p[row] = request.params.min_p;
+  buffers_.top_k[row] = request.params.top_k;
+  buffers_.seeds[row] = request.params.seed;
 }
 
 }  // namespace skv

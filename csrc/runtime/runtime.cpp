@@ -157,6 +157,7 @@ void Runtime::cut_back(Sequence& seq, int64_t length) {
   seq.index.truncate(seq.tokens.data(), length);
   seq.tokens.resize(length);
   seq.computed = std::min(seq.computed, length);
+  seq.row_history = std::min(seq.row_history, length);
   if (seq.resident <= length) return;
   Node* node = tree_.ancestor_at(seq.node, length);
   tree_.detach(&seq);
@@ -225,6 +226,13 @@ uint64_t Runtime::submit(uint64_t session, const int32_t* tokens, int64_t num_to
   const uint64_t id = request->id;
   requests_.emplace(id, std::move(request));
   return id;
+}
+
+uint64_t Runtime::append(uint64_t session, const int32_t* tokens, int64_t num_tokens) {
+  Sequence& seq = get_idle(session, "append");
+  seq.tokens.insert(seq.tokens.end(), tokens, tokens + num_tokens);
+  seq.committed = static_cast<int64_t>(seq.tokens.size());
+  return next_request_id_++;
 }
 
 // The request's session is idle and its tokens are settled: only the record goes.

@@ -90,6 +90,15 @@ struct StepInfo {
   bool any_sampled = false;
 };
 
+// The most that a step of the device may have, and what it needs first.
+struct AheadInfo {
+  int64_t num_rows = 0;  // 0: nothing will run before results are taken
+  int64_t num_logit_rows = 0;
+  int64_t max_rows = 0;  // of one sequence
+  int64_t num_copies = 0;
+  bool any_sampled = false;
+};
+
 struct RuntimeStats {
   int64_t num_blocks, free, evictable, protected_blocks, session_held;
   int64_t nodes, namespaces, sessions, running, waiting;
@@ -121,6 +130,9 @@ class Runtime {
   // ---- turns
   // Throws OutOfBlocks if the turn could not finish even with the whole pool to itself.
   uint64_t submit(uint64_t session, const int32_t* tokens, int64_t num_tokens, const RequestParams& params);
+  // A turn whose answer is known: both become tokens of the session, whose KV is computed when a later turn
+  // needs it. Returns a request id of its own, which is finished.
+  uint64_t append(uint64_t session, const int32_t* tokens, int64_t num_tokens);
   // Makes the next step and fills buffers(); nothing when no request is left. Ends with commit() or
   // cancel_step().
   std::optional<StepInfo> plan();
@@ -131,6 +143,27 @@ class Runtime {
   // planned, so that whoever was interrupted need not know how far it came.
   void cancel_step();
   bool is_step_planned() const { return step_planned_; }
+
+  // ---- steps that the device takes by itself (ahead.cpp): plan_ahead() -> [launch] -> plan_ahead() ->
+  // [launch] -> commit_ahead() of the first, and so on; several may be under way.
+  // Reserves what one more step may need, takes newcomers in, fills the buffers ahead_*, block_table,
+  // table_begin, table_end, copy_* and those of sampling. Nothing: this step takes plan(), and results of all
+  // steps under way first; then nothing was planned. max_rows: tokens that the device feeds of a sequence in
+  // one step; max_stops: stop tokens that it knows.
+  std::optional<AheadInfo> plan_ahead(int64_t max_rows, int64_t max_stops);
+  // Takes a step's results, [max_seqs, 4 + max_rows_per_seq] as commit_step writes them; request_ids: what
+  // ahead_request was when it was launched. Rows of requests that have left since are ignored.
+  std::vector<Event> commit_ahead(const int64_t* request_ids, const int32_t* results, double seconds = 0.0);
+  // Results of steps under way will not come, and the device has forgotten everything.
+  void forget_ahead();
+  // What is known of a running request's conversation, its delta and answer so far included.
+  const std::vector<int32_t>& known_tokens(uint64_t request_id) const {
+    return get_request(request_id).seq->tokens;
+  }
+  const std::vector<int32_t>& stop_tokens(uint64_t request_id) const {
+    return get_request(request_id).params.stop_token_ids;
+  }
+
   // Ends a turn early with its delta and the first num_keep generated tokens committed. Not while a step is
   // planned.
   void finish(uint64_t request_id, int64_t num_keep);
@@ -183,6 +216,9 @@ class Runtime {
     int32_t row = -1;
     Step step;
     std::vector<int32_t> drafts;
+    int64_t in_flight = 0;    // steps of the device whose results have not been taken
+    bool on_device = false;   // the device's state of it is that of the results taken, or ahead of it
+    int32_t draft_limit = 0;  // in the device's next step
 
     int64_t known() const { return static_cast<int64_t>(seq->tokens.size()); }
     int64_t num_generated() const { return known() - prompt_length; }
@@ -244,6 +280,17 @@ class Runtime {
   // what the step reads (planner.cpp)
   StepInfo fill_buffers();
   void fill_row(int64_t row, Request& request, StepInfo* info);
+  void fill_table(int64_t row, Sequence& seq);
+  void fill_sampling(int64_t row, const Request& request);
+
+  // steps of the device (ahead.cpp)
+  bool can_run_ahead(const Request& request, int64_t max_rows, int64_t max_stops) const;
+  int64_t end_ahead(const Request& request) const;
+  int64_t num_new_blocks_ahead() const;
+  bool admit_ahead(int64_t max_rows, int64_t max_stops);
+  void reserve_ahead(Request& request, AheadInfo* info);
+  void fill_ahead(Request& request);
+  Event commit_ahead_row(Request& request, const int32_t* entry);
 
   // results (commit.cpp)
   void check_results() const;

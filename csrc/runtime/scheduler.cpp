@@ -70,7 +70,7 @@ void Runtime::begin_running(Request& request) {
   waiting_.erase(&request);
   request.row = pick_row(seq);
   Row& row = rows_[request.row];
-  if (row.owner != seq.handle || seq.row != request.row) seq.row_synced = 0;
+  if (row.owner != seq.handle || seq.row != request.row) seq.row_synced = seq.row_history = 0;
   row.owner = seq.handle;
   row.request = &request;
   row.last_used = next_admission_;
@@ -92,6 +92,8 @@ void Runtime::stop_running(Request& request) {
   rows_[request.row].request = nullptr;
   request.row = -1;
   request.admitted = 0;
+  request.in_flight = 0;
+  request.on_device = false;
   release(*request.seq);
 }
 

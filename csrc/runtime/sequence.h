@@ -56,6 +56,7 @@ struct Sequence : Attachment {
   std::vector<uint64_t> relatives;  // sessions that this turn drafts from too; closed ones are skipped
   int32_t row = -1;                 // batch row that last held the table
   int64_t row_synced = 0;           // leading table entries that row holds already
+  int64_t row_history = 0;          // leading tokens that the device's history of that row holds
 };
 
 }  // namespace skv

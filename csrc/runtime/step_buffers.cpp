@@ -47,6 +47,14 @@ std::vector<BufferSpec> StepBuffers::specs(const StepSizes& s) {
       spec("sample_positions", &sample_positions, {s.max_seqs}),
       spec("out_tokens", &out_tokens, {s.max_seqs, s.max_rows_per_seq}),
       spec("out_num_tokens", &out_num_tokens, {s.max_seqs}),
+      spec("ahead_request", &ahead_request, {s.max_seqs}),
+      spec("ahead_joins", &ahead_joins, {s.max_seqs}),
+      spec("ahead_history", &ahead_history, {s.max_seqs}),
+      spec("ahead_length", &ahead_length, {s.max_seqs}),
+      spec("ahead_computed", &ahead_computed, {s.max_seqs}),
+      spec("ahead_max_length", &ahead_max_length, {s.max_seqs}),
+      spec("ahead_slots", &ahead_slots, {s.max_seqs}),
+      spec("ahead_drafts", &ahead_drafts, {s.max_seqs}),
   };
 }
 

@@ -56,6 +56,15 @@ struct StepBuffers {
   int64_t* sample_positions;  // [max_seqs] absolute position of the token that row 0 predicts
   int32_t* out_tokens;        // [max_seqs, max_rows_per_seq] written by the caller before commit()
   int32_t* out_num_tokens;    // [max_seqs]
+  // Of steps that the device takes by itself (plan_ahead): a running request's row.
+  int64_t* ahead_request;     // [max_seqs] its id, 0: nobody's row
+  int32_t* ahead_joins;       // [max_seqs] 1: the device's state of the row is to be set, from these five
+  int32_t* ahead_history;     // [max_seqs] leading tokens that the device has already
+  int32_t* ahead_length;      // [max_seqs] tokens known
+  int32_t* ahead_computed;    // [max_seqs] of them in the cache
+  int32_t* ahead_max_length;  // [max_seqs] where its answer ends
+  int32_t* ahead_slots;       // [max_seqs] positions that it has blocks for
+  int32_t* ahead_drafts;      // [max_seqs] most drafts to feed
 
   // Names, types, shapes and the slots above, in a fixed order.
   std::vector<BufferSpec> specs(const StepSizes& sizes);

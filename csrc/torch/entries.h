@@ -45,6 +45,16 @@ void verify_drafts(Tensor tokens, Tensor num_tokens, OptTensor rows, Tensor logi
 void propose_drafts(Tensor drafts, Tensor num_drafts, Tensor history, Tensor history_lens, int64_t max_ngram,
                     int64_t min_ngram, bool latest);
 
+void plan_step(Tensor token_ids, Tensor positions, Tensor slot_mapping, Tensor cu_seqlens_q, Tensor seqused_k,
+               Tensor logit_rows, Tensor draft_tokens, Tensor cu_rows, Tensor sample_positions,
+               Tensor history, Tensor lengths, Tensor computed, Tensor finished, Tensor drafts,
+               Tensor num_drafts, Tensor draft_limits, Tensor max_lengths, Tensor num_slots,
+               Tensor block_table, int64_t block_size, int64_t max_rows);
+
+void commit_step(Tensor history, Tensor lengths, Tensor computed, Tensor finished, Tensor results,
+                 Tensor step, Tensor tokens, Tensor num_tokens, Tensor cu_seqlens_q, Tensor cu_rows,
+                 Tensor max_lengths, Tensor stop_tokens);
+
 void rms_norm(Tensor out, Tensor input, Tensor weight, double epsilon);
 
 void fused_add_rms_norm(Tensor input, Tensor residual, Tensor weight, double epsilon);
@@ -65,6 +75,8 @@ void pack_linear_weight(Tensor packed, Tensor weight);
   X(compact_kv)               \
   X(verify_drafts)            \
   X(propose_drafts)           \
+  X(plan_step)                \
+  X(commit_step)              \
   X(rms_norm)                 \
   X(fused_add_rms_norm)       \
   X(silu_and_mul)             \

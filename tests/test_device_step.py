@@ -1,0 +1,390 @@
+"""Steps that the device takes by itself: what they leave behind is what the host's steps leave, and nothing waits."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import save
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import stateful_kv as skv
+from stateful_kv import device_step
+
+VOCAB = 40  # few, so that answers repeat themselves and drafts are accepted
+SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": VOCAB}
+STOPS = tuple(range(0, VOCAB, 3))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return skv.models.load(save("llama2", tmp_path_factory.mktemp("device_step"), SHAPE), torch.device("cpu"))
+
+
+def engine_of(model, **options):
+    return skv.Engine(model, **{"num_blocks": 200, "block_size": 8, "max_seqs": 8, **options})
+
+
+def settle(engine):
+    """Takes the results of steps under way over; returns their events."""
+    loop = engine._loop.device_loop
+    return [] if loop is None else loop._take_all()
+
+
+def params_of(r):
+    return skv.SamplingParams(
+        max_tokens=r.choice([1, 2, 9, 25]), temperature=r.choice([0.0, 0.0, 0.8]), top_k=r.choice([0, 5]),
+        top_p=r.choice([1.0, 0.9]), stop_token_ids=r.choice([(), STOPS]), seed=r.randrange(100),
+    )  # fmt: skip
+
+
+def text_of(r, lengths=(1, 3, 10, 30, 70)):
+    """Some repeat themselves, so that drafts are found; most are short enough to join as rows of a step."""
+    n = r.choice(lengths)
+    return r.choice([[r.randrange(VOCAB) for _ in range(n)], [r.randrange(VOCAB)] * n])
+
+
+class Script:
+    """Sessions that open, take turns, fork, roll back, give up and close: the same for whichever engine."""
+
+    def __init__(self, engine, seed):
+        self.engine, self.r = engine, random.Random(seed)
+        self.sessions, self.ids, self.steps, self.turns = [engine.open_session()], {}, {}, {}
+
+    def between_steps(self):
+        r, engine = self.r, self.engine
+        busy = {i for s, i in self.ids.items() if i not in self.turns}
+        idle = [k for k in range(len(self.sessions)) if self.ids.get(k) not in busy]
+        for k in idle:
+            action = r.choice(["turn", "turn", "turn", "fork", "rollback", "wait"])
+            session = self.sessions[k]
+            if action == "turn" and len(session) < 300:
+                request = skv.Request(session, text_of(r), params_of(r))
+                self.ids[k] = engine.submit(request)
+                self.steps[self.ids[k]] = []
+            elif action == "fork" and len(self.sessions) < 7:
+                self.sessions.append(session.fork() if len(session) else engine.open_session())
+            elif action == "rollback" and len(session):
+                session.rollback(r.randrange(len(session)))
+        if busy and r.random() < 0.05:
+            given_up = r.choice(sorted(busy))
+            engine.abort(given_up)
+            self.turns[given_up] = None
+
+    def take(self, events):
+        for event in events:
+            self.steps[event.request_id].append(event.tokens)
+            if event.turn is not None:
+                self.turns[event.request_id] = event.turn
+
+    def step(self):
+        self.take(self.engine.step())
+
+
+def counts(turn):
+    names = ("prompt_tokens", "reused_tokens", "delta_tokens", "fed_tokens", "drafted", "accepted")
+    return turn and (turn.finish_reason, turn.tokens, [getattr(turn.stats, name) for name in names])
+
+
+def run_settled(engine, seed, rounds):
+    """Yields what there is after every step, results of steps under way taken over each time."""
+    script = Script(engine, seed)
+    for _ in range(rounds):
+        script.between_steps()
+        script.step()
+        if engine._loop.device_loop is not None and engine._loop.device_loop._launched:
+            script.step() if not engine._running else script.take(engine_events(engine))
+        runtime = engine._runtime
+        runtime.check()
+        running = {i: runtime.known_tokens(i).tolist() for i in engine._running}
+        yield running, [s.tokens for s in script.sessions], {i: counts(t) for i, t in script.turns.items()}, script
+
+
+def engine_events(engine):
+    """The events of steps under way, as step() would return them."""
+    advance, loop = engine._loop.step, engine._loop
+    loop.step = loop.device_loop._take_all
+    try:
+        return engine.step()
+    finally:
+        loop.step = advance
+
+
+@pytest.mark.parametrize("speculation", [None, skv.PromptLookup(num_drafts=5)], ids=["plain", "drafts"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_state_after_every_step_is_that_of_the_hosts_steps(model, speculation, seed):
+    """Sessions join, leave, stop, fork and roll back: the same tokens known after every step, the same turns."""
+    host = run_settled(engine_of(model, speculation=speculation), seed, 60)
+    engine = engine_of(model, speculation=speculation, device_loop=True)
+    for want, got in zip(host, run_settled(engine, seed, 60)):
+        assert got[:3] == want[:3]
+    assert got[3].steps == want[3].steps
+    loop = engine._loop
+    assert loop.device_loop.steps > 25 and loop.steps > 0
+    assert engine.stats()["rows_fed"] == want[3].engine.stats()["rows_fed"]
+    finished = [t for t in got[3].turns.values() if t]
+    assert {t.finish_reason for t in finished} == {"stop", "length"}
+    assert speculation is None or sum(t.stats.accepted for t in finished) > 0
+
+
+def cached_kv(engine, tokens):
+    """The KV of a conversation that has just been taken, by the blocks its next turn would find."""
+    runtime, n = engine._runtime, len(tokens) - 1
+    session = engine.open_session()
+    runtime.submit(session._handle, np.asarray(tokens, np.int32), 1)
+    info = runtime.plan()
+    table = torch.from_numpy(runtime.buffers["block_table"][: info.num_seqs].copy())
+    row = int(np.flatnonzero(runtime.buffers["seqused_k"])[0])
+    reused = (int(runtime.buffers["seqused_k"][row]) - info.num_tokens) // engine.block_size * engine.block_size
+    runtime.cancel_step()
+    runtime.abort(runtime.request_of(session._handle))
+    session.close()
+    assert reused >= n - 1 - engine.block_size
+    slots = torch.arange(reused)
+    blocks, offsets = table[row, slots // engine.block_size].long(), slots % engine.block_size
+    cache = engine._loop.cache
+    return [torch.stack([k[blocks, offsets], v[blocks, offsets]]) for k, v in zip(cache.keys, cache.values)]
+
+
+def test_the_cache_holds_the_same_bits(model):
+    r = random.Random(1)
+    texts = [[r.randrange(VOCAB) for _ in range(20)] * 2, [5] * 13, [r.randrange(VOCAB) for _ in range(31)]]
+    params = skv.SamplingParams(max_tokens=30)
+    found = []
+    for device_loop in (False, True):
+        engine = engine_of(model, device_loop=device_loop)
+        sessions = [engine.open_session() for _ in texts]
+        for delta in ([], [1, 2, 3]):
+            engine.generate([skv.Request(s, delta or t, params) for s, t in zip(sessions, texts)])
+        found.append([cached_kv(engine, s.tokens) for s in sessions])
+    for host, device in zip(*found):
+        for a, b in zip(host, device):
+            assert torch.equal(a[:, : b.size(1)], b[:, : a.size(1)]) and min(a.size(1), b.size(1)) > 60
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_host_one_step_behind_gets_the_same_answers(model, seed, adaptive):
+    """Nobody waits for results here; where blocks suffice for a part of the sessions only, some are preempted."""
+    r = random.Random(seed)
+    jobs = [(text_of(r, (1, 3, 10)), text_of(r, (1, 3, 10)), params_of(r), params_of(r)) for _ in range(12)]
+    answers = []
+    for options in (
+        {"speculation": None},
+        {"device_loop": True, "speculation": skv.PromptLookup(num_drafts=4, adaptive=adaptive)},
+        {"device_loop": True, "num_blocks": 12, "speculation": skv.PromptLookup(num_drafts=4, adaptive=adaptive)},
+        {"device_loop": True, "speculation": None, "deterministic": True, "max_seqs": 3},
+    ):
+        engine = engine_of(model, **options)
+        sessions = [engine.open_session() for _ in jobs]
+        turns = engine.generate([skv.Request(s, a, p) for s, (a, _, p, _) in zip(sessions, jobs)])
+        turns += engine.generate([skv.Request(s, b, p) for s, (_, b, _, p) in zip(sessions, jobs)])
+        answers.append([(t.tokens, t.finish_reason) for t in turns])
+        assert answers[-1] == answers[0]
+        if "device_loop" in options:
+            assert engine._loop.device_loop.steps > 10
+        if "num_blocks" in options:
+            assert engine._loop.steps > 3 and (adaptive or engine.stats()["preemptions"] > 0)
+        engine._runtime.check()
+
+
+def test_streams_that_end_early(model):
+    engine, reference = engine_of(model, device_loop=True), engine_of(model)
+    sessions = [e.open_session() for e in (engine, reference)]
+    for n in (1, 4, 7):
+        taken = []
+        for session in sessions:
+            stream = session.stream([n, n, n], skv.SamplingParams(max_tokens=20))
+            taken.append([next(stream) for _ in range(n)])
+            stream.close()
+        assert taken[0] == taken[1] and sessions[0].tokens == sessions[1].tokens
+    answers = [session.generate([3], skv.SamplingParams(max_tokens=5)).tokens for session in sessions]
+    assert answers[0] == answers[1]
+
+
+def test_more_stop_tokens_than_the_device_knows_are_the_hosts(model):
+    params = skv.SamplingParams(max_tokens=20, stop_token_ids=tuple(range(17)))
+    engine = engine_of(model, device_loop=True)
+    turn = engine.complete([1, 2, 3], params)
+    assert turn.tokens == engine_of(model).complete([1, 2, 3], params).tokens
+    assert engine._loop.device_loop.steps == 0
+
+
+def test_a_failed_step_changes_nothing(model, monkeypatch):
+    engine, reference = engine_of(model, device_loop=True), engine_of(model)
+    params = skv.SamplingParams(max_tokens=12)
+    sessions = [e.open_session() for e in (engine, reference)]
+    for session in sessions:
+        session.generate([1, 2, 3], params)
+    before, real = sessions[0].tokens, device_step.forward
+    left = iter([0, 0, 0, 1])
+    monkeypatch.setattr(device_step, "forward", lambda *a: 1 / 0 if next(left) else real(*a))
+    with pytest.raises(ZeroDivisionError):
+        sessions[0].generate([4, 5], params)
+    monkeypatch.undo()
+    assert sessions[0].tokens == before
+    engine._runtime.check()
+    answers = [session.generate([4, 5], params).tokens for session in sessions]
+    assert answers[0] == answers[1]
+
+
+def test_a_step_that_draws_nothing_is_an_error(model, monkeypatch):
+    engine = engine_of(model, device_loop=True)
+    session = engine.open_session()
+    session.generate([1, 2, 3], skv.SamplingParams(max_tokens=3))
+    before = session.tokens
+    real = device_step.ops.verify_drafts
+    monkeypatch.setattr(device_step.ops, "verify_drafts", lambda *a, **k: (real(*a, **k), k["num_tokens"].zero_()))
+    with pytest.raises(ValueError, match="commit_ahead: row 0 reports 0 tokens of 1 logit rows"):
+        session.generate([4], skv.SamplingParams(max_tokens=3))
+    monkeypatch.undo()
+    assert session.tokens == before and session.generate([4], skv.SamplingParams(max_tokens=3)).tokens
+
+
+def test_sizes_of_captured_steps():
+    sizes = [device_step.padded(n) for n in range(1, 1000)]
+    assert all(n <= size <= max(2 * n, 1) and size <= n * 1.34 + 2 for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) <= 32 and sorted(sizes) == sizes
+
+
+# ---- nothing in a step waits for the device -------------------------------------------------------------------------
+
+# All that a step may do beside the ops of this library: make memory, look at it in another shape, compute. What reads
+# a value (item, nonzero, unique, a mask, a copy to the host) is not here, nor is anything else nobody thought of.
+ALLOWED = {
+    "aten::empty", "aten::new_empty", "aten::view", "aten::_unsafe_view", "aten::reshape", "aten::split_with_sizes",
+    "aten::split", "aten::slice", "aten::select", "aten::unbind", "aten::transpose", "aten::t", "aten::detach",
+    "aten::alias", "aten::embedding", "aten::index_select", "aten::mm", "aten::addmm",
+}  # fmt: skip
+READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "__len__")
+
+
+class Waits(RuntimeError):
+    pass
+
+
+class NothingWaits(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        if name not in ALLOWED and not name.startswith("stateful_kv"):
+            raise Waits(name)
+        return func(*args, **(kwargs or {}))
+
+
+class NobodyReads(TorchFunctionMode):
+    """Reading a tensor of the host needs no dispatch; on a GPU the same call waits."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in READS and name != "__len__":
+            raise Waits(name)
+        if name == "to" and any(isinstance(a, (str, torch.device)) for a in (*args[1:], *(kwargs or {}).values())):
+            raise Waits(name)
+        return func(*args, **(kwargs or {}))
+
+
+def watched(monkeypatch, step):
+    """`step` in place of device_step.device_step, under both modes; returns how often it ran."""
+    ran = []
+
+    def watched_step(*args):
+        with torch.inference_mode(), NobodyReads(), NothingWaits():
+            step(*args)
+        ran.append(1)
+
+    monkeypatch.setattr(device_step, "device_step", watched_step)
+    return ran
+
+
+def take_turns(model):
+    engine = engine_of(model, device_loop=True)
+    params = [skv.SamplingParams(max_tokens=12), skv.SamplingParams(max_tokens=9, temperature=0.7, top_p=0.9, seed=1)]
+    requests = [skv.Request(engine.open_session(), [i] * 9, p) for i, p in enumerate(params)]
+    return [t.tokens for t in engine.generate(requests)]
+
+
+def test_nothing_in_a_step_waits_for_the_device(model, monkeypatch):
+    expected = take_turns(model)
+    ran = watched(monkeypatch, device_step.device_step)
+    assert take_turns(model) == expected
+    assert len(ran) > 3
+
+
+WAITING = {
+    "item": lambda s: s.lengths[0].item(),
+    "bool": lambda s: bool(s.lengths[0] > 3),
+    "index": lambda s: range(s.lengths[0]),
+    "tolist": lambda s: s.lengths.tolist(),
+    "numpy": lambda s: s.lengths.numpy(),
+    "cpu": lambda s: s.lengths.cpu(),
+    "to": lambda s: s.lengths.to("cpu"),
+    "copy_": lambda s: torch.empty(8, dtype=torch.int32).copy_(s.lengths),
+    "nonzero": lambda s: s.lengths.nonzero(),
+    "where": lambda s: torch.where(s.lengths > 0),
+    "mask": lambda s: s.history[s.lengths > 0],
+    "masked_select": lambda s: s.lengths.masked_select(s.lengths > 0),
+    "unique": lambda s: s.lengths.unique(),
+    "repeat_interleave": lambda s: torch.repeat_interleave(s.lengths),
+    "equal": lambda s: torch.equal(s.lengths, s.computed),
+}
+
+
+@pytest.mark.parametrize("how", WAITING)
+def test_a_step_that_waits_would_be_noticed(model, monkeypatch, how):
+    real = device_step.device_step
+
+    def waits(model, cache, state, *rest):
+        real(model, cache, state, *rest)
+        WAITING[how](state)
+
+    watched(monkeypatch, waits)
+    with pytest.raises(Waits):
+        take_turns(model)
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_captured_steps_give_the_answers_of_the_hosts(tmp_path):
+    path = save("llama2", tmp_path, {**SHAPE, "hidden_size": 256, "num_attention_heads": 4, "head_dim": 64})
+    answers, loop = [], None
+    for device_loop in (False, True):
+        engine = skv.Engine.from_pretrained(
+            path, device="cuda", dtype=torch.bfloat16, num_blocks=200, device_loop=device_loop, deterministic=True
+        )
+        sessions, answers_of = [engine.open_session() for _ in range(5)], []
+        for turn in range(3):
+            requests = [
+                skv.Request(s, [i, turn] * (3 + i), params_of(random.Random(i))) for i, s in enumerate(sessions)
+            ]
+            answers_of += [t.tokens for t in engine.generate(requests)]
+        answers.append(answers_of)
+        loop = engine._loop.device_loop
+    assert answers[0] == answers[1]
+    assert any(rows.graph is not None for rows in loop._rows.values()) and loop.steps > 10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_launching_a_captured_step_does_not_wait(tmp_path, monkeypatch):
+    path = save("llama2", tmp_path, {**SHAPE, "hidden_size": 256, "num_attention_heads": 4, "head_dim": 64})
+    engine = skv.Engine.from_pretrained(path, device="cuda", dtype=torch.bfloat16, num_blocks=200, device_loop=True)
+    session, params = engine.open_session(), skv.SamplingParams(max_tokens=40)
+    session.generate([1, 2, 3], params)  # captures
+    loop, replayed = engine._loop.device_loop, []
+    launch = loop._launch
+
+    def strict(info):
+        if loop._rows_for(loop.shape_of(info)).graph is None:
+            return launch(info)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            launch(info)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        replayed.append(1)
+
+    monkeypatch.setattr(loop, "_launch", strict)
+    session.generate([4, 5, 6], params)
+    assert len(replayed) > 10
