@@ -28,8 +28,9 @@ __global__ void __launch_bounds__(kCommitThreads)
     const int64_t count = max(int64_t(0), min(int64_t(p.num_tokens[b]), most));
     step_commit(p, b, rows, logits, count, entries + b * width);
   }
-  __syncthreads();                                                // everyone has read the step
-  if (threadIdx.x == 0) p.step[0] = int64_t(uint64_t(step) + 1);  // whatever it was
+  __syncthreads();  // everyone has read the step
+  // Whatever it was: no signed overflow.
+  if (threadIdx.x == 0) p.step[0] = int64_t(uint64_t(step) + 1);
 }
 
 }  // namespace cuda
