@@ -12,6 +12,7 @@ import torch
 from backends import BACKENDS
 from cases import Frozen, same_bits
 from op_calls import CALLS, OUTPUTS, all_tensors, on_device
+from torch import library
 
 import stateful_kv as skv
 
@@ -83,7 +84,7 @@ def call_of(backend, op):
 
 @pytest.mark.parametrize("op", CALLS)
 def test_opcheck(backend, op):
-    torch.library.opcheck(getattr(backend.ops, op).default, (), call_of(backend, op))
+    library.opcheck(getattr(backend.ops, op).default, (), call_of(backend, op))
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -94,7 +95,7 @@ def test_opcheck_without_optional_arguments(backend, op):
     needed = {a.name for a in schema.arguments if not a.has_default_value()}
     kwargs = call_of(backend, op)
     kwargs = {k: (None if k in optional else v) for k, v in kwargs.items() if k not in optional or k in needed}
-    torch.library.opcheck(getattr(backend.ops, op).default, (), kwargs)
+    library.opcheck(getattr(backend.ops, op).default, (), kwargs)
 
 
 def compiled_equals_eager(backend, op, call, compiler):
