@@ -15,7 +15,7 @@ def make_slots(num_tokens, num_slots, skip=0.3):
     return slots
 
 
-def run(backend, k_cache, v_cache, storages, key, value, slots, k_scale=None, v_scale=None):
+def assert_appends(backend, k_cache, v_cache, storages, key, value, slots, k_scale=None, v_scale=None):
     expected = [s.clone() for s in storages]
     want_k, want_v = reference.append_kv(
         *(t.cpu() for t in (k_cache, v_cache, key, value, slots)),
@@ -58,7 +58,7 @@ def test_every_layout_and_dtype(backend, layout, dtype):
         pytest.skip("not promised on this backend")
     k, v, storages = make_pool(layout, 7, 16, 3, 64, dtype, backend.device)
     _, key, value = fused_rows(37, (6, 3, 3), 64, torch.bfloat16 if dtype == FP8 else dtype, backend.device)
-    run(backend, k, v, storages, key, value, make_slots(37, 7 * 16).to(backend.device))
+    assert_appends(backend, k, v, storages, key, value, make_slots(37, 7 * 16).to(backend.device))
 
 
 @pytest.mark.parametrize("row_dtype", FLOATS, ids=str)
@@ -68,7 +68,7 @@ def test_fp8_scales(backend, row_dtype, shape):
     size = (5,) if SCALES[shape] == "heads" else SCALES[shape]
     scales = [None if size is None else (torch.rand(size) * 3 + 0.01).to(backend.device) for _ in range(2)]
     key, value = fused_rows(30, (5, 5), 64, row_dtype, backend.device)
-    run(backend, k, v, storages, key, value, make_slots(30, 64).to(backend.device), *scales)
+    assert_appends(backend, k, v, storages, key, value, make_slots(30, 64).to(backend.device), *scales)
 
 
 @pytest.mark.each_isa
@@ -78,7 +78,7 @@ def test_fp8_stores_saturate_round_and_keep_nan(backend):
     rows = values.view(256, 4, 64).to(backend.device)
     k, v, storages = make_pool("nhd", 16, 16, 4, 64, FP8, backend.device)
     slots = torch.randperm(256).to(backend.device)
-    run(backend, k, v, storages, rows, rows.flip(0), slots)
+    assert_appends(backend, k, v, storages, rows, rows.flip(0), slots)
     backend.ops.append_kv(k, v, rows, rows, slots)
     stored = k.view(256, 4, 64)[slots].float()
     assert torch.equal(stored.isnan(), rows.isnan())
@@ -92,7 +92,7 @@ def test_block_sizes_and_boundaries(backend, block_size):
     k, v, storages = make_pool("hnd", 3, block_size, 2, 16, torch.bfloat16, backend.device)
     key, value = fused_rows(4, (2, 2), 16, torch.bfloat16, backend.device)
     slots = torch.tensor(sorted({0, block_size - 1, block_size, 3 * block_size - 1}), device=backend.device)
-    run(backend, k, v, storages, key, value, slots)
+    assert_appends(backend, k, v, storages, key, value, slots)
 
 
 @pytest.mark.each_isa
@@ -103,7 +103,7 @@ def test_head_dims(backend, head_dim):
     for layout in ("nhd", "padded"):
         k, v, storages = make_pool(layout, 2, 16, 2, head_dim, torch.float16, backend.device)
         key, value = fused_rows(9, (2, 2), head_dim, torch.float16, backend.device)
-        run(backend, k, v, storages, key, value, make_slots(9, 32).to(backend.device))
+        assert_appends(backend, k, v, storages, key, value, make_slots(9, 32).to(backend.device))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 7, 32])
@@ -112,7 +112,7 @@ def test_strided_keys(backend, heads):
     k, v, storages = make_pool("nhd", 4, 16, heads, 64, torch.bfloat16, backend.device)
     key = torch.randn(heads, 21, 64, device=backend.device).to(torch.bfloat16).transpose(0, 1)
     value = torch.randn(21, heads, 67, device=backend.device).to(torch.bfloat16)[..., 3:]
-    run(backend, k, v, storages, key, value, make_slots(21, 64).to(backend.device))
+    assert_appends(backend, k, v, storages, key, value, make_slots(21, 64).to(backend.device))
 
 
 @pytest.mark.each_isa
@@ -122,15 +122,15 @@ def test_few_tokens_and_longer_keys(backend, num_tokens):
     k, v, storages = make_pool("nhd", 2, 16, 2, 64, torch.float32, backend.device)
     key, value = fused_rows(5, (2, 2), 64, torch.float32, backend.device)
     key[num_tokens:] = float("nan")
-    run(backend, k, v, storages, key, value, make_slots(num_tokens, 32, skip=0).to(backend.device))
+    assert_appends(backend, k, v, storages, key, value, make_slots(num_tokens, 32, skip=0).to(backend.device))
 
 
 def test_all_slots_negative_and_empty_pool(backend):
     k, v, storages = make_pool("nhd", 2, 16, 2, 64, torch.float16, backend.device)
     key, value = fused_rows(3, (2, 2), 64, torch.float16, backend.device)
-    run(backend, k, v, storages, key, value, torch.tensor([-1, -5, -(1 << 40)], device=backend.device))
+    assert_appends(backend, k, v, storages, key, value, torch.tensor([-1, -5, -(1 << 40)], device=backend.device))
     k, v, storages = make_pool("nhd", 0, 16, 2, 64, torch.float16, backend.device)
-    run(backend, k, v, storages, key, value, torch.tensor([-1, -1, -1], device=backend.device))
+    assert_appends(backend, k, v, storages, key, value, torch.tensor([-1, -1, -1], device=backend.device))
 
 
 def test_nan_payloads_are_copied_bitwise(backend):
@@ -138,7 +138,7 @@ def test_nan_payloads_are_copied_bitwise(backend):
     rows = (
         torch.randint(-(1 << 31), (1 << 31) - 1, (32, 1, 64), dtype=torch.int32).view(torch.float32).to(backend.device)
     )
-    run(backend, k, v, storages, rows, rows.flip(0), torch.arange(32, device=backend.device))
+    assert_appends(backend, k, v, storages, rows, rows.flip(0), torch.arange(32, device=backend.device))
 
 
 def test_offsets_past_32_bits(backend):

@@ -1,6 +1,7 @@
 // The kernel that makes delta_prefill's work list; delta_schedule.cuh states what the list holds.
 #pragma once
 
+#include "cta_sum.cuh"
 #include "delta_schedule.cuh"
 
 namespace skv {
@@ -13,27 +14,6 @@ struct ScheduleLaunch {
   ScheduleDeltaPrefillParams p;
   ListShape lists[2];  // a CTA makes each
 };
-
-// The sum of the values of all threads before this one; `total` that of all.  Whole CTA.
-SKV_DEVICE int64_t exclusive_sum(int64_t value, int64_t& total) {
-  constexpr int kWarps = kScheduleThreads / kWarpSize;
-  SKV_SHARED(warp_sums, int64_t[kWarps]);
-  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
-  int64_t sum = value;
-  for (int d = 1; d < kWarpSize; d *= 2) {
-    const int64_t before = __shfl_up_sync(kFullMask, sum, unsigned(d));
-    if (lane >= d) sum += before;
-  }
-  __syncthreads();  // of the previous call
-  if (lane == kWarpSize - 1) warp_sums[warp] = sum;
-  __syncthreads();
-  total = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) sum += total;
-    total += warp_sums[w];
-  }
-  return sum - value;
-}
 
 // A CTA per list.  A thread looks after a run of consecutive sequences.
 __global__ void __launch_bounds__(kScheduleThreads)
@@ -61,7 +41,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
     const SequenceWork w = work_of(b);
     cost += int64_t(w.row_tiles) * w.tiles * heads * cost_of(w);
   }
-  exclusive_sum(cost, total_cost);
+  exclusive_sum<kScheduleThreads>(cost, total_cost);
   const int share = (int(min(total_cost, int64_t(1) << 30)) + list.workers - 1) / list.workers;
   const auto tiles_per_split = [&](const SequenceWork& w) {
     if (w.tiles == 0) return 1;
@@ -82,7 +62,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
     const SequenceWork w = work_of(b);
     rows += part_rows(w, tiles_per_split(w));
   }
-  const int64_t first_row = exclusive_sum(rows, total_rows);
+  const int64_t first_row = exclusive_sum<kScheduleThreads>(rows, total_rows);
   const auto settle = [&](const SequenceWork& w, int64_t& row) {  // tiles per split; moves row on
     const int per_split = tiles_per_split(w);
     row += part_rows(w, per_split);
@@ -98,8 +78,8 @@ __global__ void __launch_bounds__(kScheduleThreads)
     split += splits > 1 ? items : 0;
     whole += splits > 1 ? 0 : items;
   }
-  split = exclusive_sum(split, total_split);
-  whole = total_split + exclusive_sum(whole, total_whole);
+  split = exclusive_sum<kScheduleThreads>(split, total_split);
+  whole = total_split + exclusive_sum<kScheduleThreads>(whole, total_whole);
   rows = first_row;
   for (int64_t b = begin; b < end; ++b) {
     const SequenceWork w = work_of(b);

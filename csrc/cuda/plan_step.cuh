@@ -3,33 +3,12 @@
 #pragma once
 
 #include "../core/step.h"
-#include "common.cuh"
+#include "cta_sum.cuh"
 
 namespace skv {
 namespace cuda {
 
 constexpr int kPlanThreads = 512;
-
-// The sum of the values of all threads before this one; `total` that of all.  Whole CTA.
-SKV_DEVICE int64_t sum_before(int64_t value, int64_t& total) {
-  constexpr int kWarps = kPlanThreads / kWarpSize;
-  SKV_SHARED(warp_sums, int64_t[kWarps]);
-  const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
-  int64_t sum = value;
-  for (int d = 1; d < kWarpSize; d *= 2) {
-    const int64_t before = __shfl_up_sync(kFullMask, sum, unsigned(d));
-    if (lane >= d) sum += before;
-  }
-  __syncthreads();  // of the previous call
-  if (lane == kWarpSize - 1) warp_sums[warp] = sum;
-  __syncthreads();
-  total = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) sum += total;
-    total += warp_sums[w];
-  }
-  return sum - value;
-}
 
 // The wish of a sequence; lengths out of range make none.
 SKV_DEVICE StepWish wish_of(const PlanStepParams& p, int64_t b) {
@@ -65,7 +44,7 @@ SKV_DEVICE void grant_rows(const PlanStepParams& p, int64_t& total, int64_t& tot
 
   int64_t active = 0, all_active, ignored;
   for (int64_t b = begin; b < end; ++b) active += wish_of(p, b).rows > 0;
-  const int64_t seen = sum_before(active, all_active);
+  const int64_t seen = exclusive_sum<kPlanThreads>(active, all_active);
   const int64_t granted = min(all_active, min(p.max_tokens, p.max_logit_rows));
   const int64_t spare_rows = p.max_tokens - granted, spare_logits = p.max_logit_rows - granted;
   const auto for_each_granted = [&](auto visit) {
@@ -78,7 +57,7 @@ SKV_DEVICE void grant_rows(const PlanStepParams& p, int64_t& total, int64_t& tot
 
   int64_t drafts = 0;
   for_each_granted([&](int64_t, const StepWish& wish) { drafts += wish.drafts; });
-  const int64_t first_draft = sum_before(drafts, ignored);
+  const int64_t first_draft = exclusive_sum<kPlanThreads>(drafts, ignored);
   const auto more_of = [&](const StepWish& wish) {  // rows beyond the first; moves drafts on
     const int64_t more = wish.rows - 1 - wish.drafts + step_share(spare_logits, drafts, wish.drafts);
     drafts += wish.drafts;
@@ -87,7 +66,7 @@ SKV_DEVICE void grant_rows(const PlanStepParams& p, int64_t& total, int64_t& tot
   int64_t wanted = 0;
   drafts = first_draft;
   for_each_granted([&](int64_t, const StepWish& wish) { wanted += more_of(wish); });
-  const int64_t first_wanted = sum_before(wanted, ignored);
+  const int64_t first_wanted = exclusive_sum<kPlanThreads>(wanted, ignored);
   const auto rows_of = [&](const StepWish& wish) {  // moves drafts and wanted on
     const int64_t more = more_of(wish), rows = 1 + step_share(spare_rows, wanted, more);
     wanted += more;
@@ -101,8 +80,8 @@ SKV_DEVICE void grant_rows(const PlanStepParams& p, int64_t& total, int64_t& tot
     rows += n;
     logits += step_logit_rows(wish, n);
   });
-  rows = sum_before(rows, total);
-  logits = sum_before(logits, total_logits);
+  rows = exclusive_sum<kPlanThreads>(rows, total);
+  logits = exclusive_sum<kPlanThreads>(logits, total_logits);
 
   int64_t i = seen;
   drafts = first_draft;

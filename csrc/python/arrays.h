@@ -1,4 +1,4 @@
-// Arrays that cross the Python boundary: tokens come in as int32 or are refused, results go out as copies.
+// What crosses the Python boundary: tokens come in as int32 or are refused, results go out as copies.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -73,6 +73,12 @@ py::array_t<T> copy_of(const T* data, int64_t n) {
   py::array_t<T> array(n);
   std::copy_n(data, n, array.mutable_data());
   return array;
+}
+
+// Namespaces are bytes or str; both name the same tenant when their bytes agree.
+inline std::string salt_of(const py::object& salt) {
+  if (py::isinstance<py::bytes>(salt)) return salt.cast<py::bytes>();
+  return salt.cast<std::string>();
 }
 
 }  // namespace skv::python

@@ -130,10 +130,8 @@ KERNELS = [
         none="syncwarp wait fence bounds align narrow order",
         bugs={
             "barrier": [
-                Bug(
-                    "delta_schedule_kernel.cuh", "warp_sums[warp] = sum;\n  __syncthreads();", "warp_sums[warp] = sum;"
-                ),
-                Bug("delta_schedule_kernel.cuh", "__syncthreads();  // of the previous call", "", "race"),
+                Bug("cta_sum.cuh", "warp_sums[warp] = sum;\n  __syncthreads();", "warp_sums[warp] = sum;"),
+                Bug("cta_sum.cuh", "__syncthreads();  // of the previous call", "", "race"),
             ],
             "init": [
                 Bug("delta_schedule.cuh", "SequenceWork w{};", "SequenceWork w{};\n  w.first_tile = 1;"),

@@ -10,18 +10,18 @@ KERNELS = [
         shared="stride",
         bugs={
             "barrier": [
-                Bug("plan_step.cuh", "__syncthreads();  // of the previous call", "", "race"),
-                Bug("plan_step.cuh", "warp_sums[warp] = sum;\n  __syncthreads();", "warp_sums[warp] = sum;\n"),
+                Bug("cta_sum.cuh", "__syncthreads();  // of the previous call", "", "race"),
+                Bug("cta_sum.cuh", "warp_sums[warp] = sum;\n  __syncthreads();", "warp_sums[warp] = sum;\n"),
                 Bug("plan_step.cuh", "__syncthreads();  // what rows there are", "", "race"),
             ],
             "init": [
-                Bug("plan_step.cuh", "  total = 0;\n", "  total = 1;\n"),
+                Bug("cta_sum.cuh", "  total = 0;\n", "  total = 1;\n"),
                 Bug("plan_step.cuh", "int64_t i = seen;\n    for", "int64_t i = 0;\n    for"),
                 Bug("plan_step.cuh", "drafts = first_draft;\n  for_each", "drafts = 0;\n  for_each"),
                 Bug("plan_step.cuh", "wanted = first_wanted;\n  for_each", "wanted = 0;\n  for_each"),
             ],
             "mask": [
-                Bug("plan_step.cuh", "if (lane >= d) sum", "if (lane > d) sum"),
+                Bug("cta_sum.cuh", "if (lane >= d) sum", "if (lane > d) sum"),
                 Bug("plan_step.cuh", "cu[middle] <= i", "cu[middle] < i"),
                 Bug("plan_step.cuh", "wish.rows > 0 && i++ < granted) visit", "wish.rows > 0 && i++ <= granted) visit"),
                 Bug("plan_step.cuh", "n > 0 ? int32_t(wish.start + n) : 0", "int32_t(wish.start + n)"),

@@ -1,0 +1,145 @@
+// The runtime's parts on their own, for tests, measurements and custom engines.
+#include "parts.h"
+
+#include <pybind11/stl.h>
+
+#include "../runtime/runtime.h"
+#include "arrays.h"
+
+namespace skv::python {
+namespace {
+
+struct PyDraftIndex {
+  PyDraftIndex(int max_ngram, int min_ngram) : index(max_ngram, min_ngram) {}
+  void extend(const py::object& object) {
+    const Tokens more = to_tokens(object, "DraftIndex.extend");
+    history.insert(history.end(), more.data(), more.data() + more.size());
+    index.extend(history.data(), static_cast<int64_t>(history.size()));
+  }
+  void truncate(int64_t length) {
+    if (length < 0 || length > static_cast<int64_t>(history.size())) {
+      throw py::value_error("DraftIndex.truncate: length is outside the history");
+    }
+    index.truncate(history.data(), length);
+    history.resize(length);
+  }
+  py::array_t<int32_t> propose(int k, bool latest) const {
+    std::vector<int32_t> drafts(std::max(k, 0));
+    return copy_of(drafts.data(), index.propose(history.data(), k, latest, drafts.data()));
+  }
+
+  DraftIndex index;
+  std::vector<int32_t> history;
+};
+
+// A radix tree over a pool of its own, driven by whole prefixes.
+struct PyRadixTree {
+  PyRadixTree(int32_t num_blocks, int64_t block_size, const std::string& policy)
+      : pool(num_blocks), tree(&pool, block_size, make_eviction_policy(policy)) {}
+
+  // Returns how many tokens were new; their blocks come from the pool, after eviction where needed.
+  int64_t insert(const py::object& object, const std::string& salt) {
+    const Tokens tokens = to_tokens(object, "RadixTree.insert");
+    Root* root = tree.open_root(salt);
+    std::vector<int32_t> table;
+    Node* held = tree.descend(root, tokens.data(), tokens.size(), &table);
+    tree.lock(held);
+    const int64_t matched = held->end;
+    int64_t own_begin = matched / tree.block_size();
+    int64_t first_changed = own_begin;
+    const int64_t size = (tokens.size() + tree.block_size() - 1) / tree.block_size();
+    const int64_t needed = matched < tokens.size() ? size - own_begin : 0;
+    tree.evict(needed - pool.num_free());
+    table.resize(size);
+    const bool ok = pool.alloc(needed, table.data() + own_begin);
+    if (ok) held = tree.insert(held, tokens.data(), tokens.size(), table.data(), &own_begin, &first_changed);
+    const OutOfBlocks error(needed, pool.num_free(), tree.num_evictable_blocks(),
+                            tree.num_protected_blocks());
+    tree.unlock(held);
+    tree.close_root(root);
+    if (!ok) throw error;
+    return tokens.size() - matched;
+  }
+
+  py::tuple match(const py::object& object, const std::string& salt) {
+    const Tokens tokens = to_tokens(object, "RadixTree.match");
+    Root* root = tree.open_root(salt);
+    std::vector<int32_t> table;
+    const int64_t length = tree.descend(root, tokens.data(), tokens.size(), &table)->end;
+    tree.close_root(root);
+    return py::make_tuple(length, copy_of(table.data(), static_cast<int64_t>(table.size())));
+  }
+
+  int64_t match_length(const py::object& object, const std::string& salt) const {
+    const Tokens tokens = to_tokens(object, "RadixTree.match_length");
+    const Root* root = tree.find_root(salt);
+    return root ? tree.match_length(root, tokens.data(), tokens.size()) : 0;
+  }
+
+  void check() const {
+    std::vector<int32_t> refs(pool.num_blocks(), 0);
+    tree.check(&refs);
+    for (int32_t b = 0; b < pool.num_blocks(); ++b) {
+      if (refs[b] != pool.ref_count(b))
+        throw std::logic_error("RadixTree: a block's references are miscounted");
+    }
+  }
+
+  BlockPool pool;
+  RadixTree tree;
+};
+
+}  // namespace
+
+void define_parts(py::module_& m) {
+  py::class_<BlockPool>(m, "BlockPool")
+      .def(py::init<int32_t>(), py::arg("num_blocks"))
+      .def("alloc",
+           [](BlockPool& pool, int64_t n) -> py::object {
+             std::vector<int32_t> blocks(std::max<int64_t>(0, std::min(n, pool.num_free())));
+             if (!pool.alloc(n, blocks.data())) return py::none();
+             return copy_of(blocks.data(), n);
+           })
+      .def("ref", &BlockPool::ref)
+      .def("unref", &BlockPool::unref)
+      .def("ref_count", &BlockPool::ref_count)
+      .def_property_readonly("num_free", &BlockPool::num_free)
+      .def_property_readonly("num_blocks", &BlockPool::num_blocks);
+  py::class_<PyRadixTree>(m, "RadixTree")
+      .def(py::init<int32_t, int64_t, const std::string&>(), py::arg("num_blocks"), py::arg("block_size"),
+           py::arg("policy") = "lru")
+      .def(
+          "insert",
+          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
+            return t.insert(tokens, salt_of(ns));
+          },
+          py::arg("tokens"), py::arg("namespace") = "")
+      .def(
+          "match",
+          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
+            return t.match(tokens, salt_of(ns));
+          },
+          py::arg("tokens"), py::arg("namespace") = "")
+      .def(
+          "match_length",
+          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
+            return t.match_length(tokens, salt_of(ns));
+          },
+          py::arg("tokens"), py::arg("namespace") = "")
+      .def(
+          "evict", [](PyRadixTree& t, int64_t n) { return t.tree.evict(n); }, py::arg("num_blocks"))
+      .def("check", &PyRadixTree::check)
+      .def_property_readonly("num_free", [](const PyRadixTree& t) { return t.pool.num_free(); })
+      .def_property_readonly("num_evictable",
+                             [](const PyRadixTree& t) { return t.tree.num_evictable_blocks(); })
+      .def_property_readonly("num_nodes", [](const PyRadixTree& t) { return t.tree.num_nodes(); });
+  py::class_<PyDraftIndex>(m, "DraftIndex")
+      .def(py::init<int, int>(), py::arg("max_ngram") = 4, py::arg("min_ngram") = 1)
+      .def("extend", &PyDraftIndex::extend, py::arg("tokens"))
+      .def("truncate", &PyDraftIndex::truncate, py::arg("length"))
+      .def("fork", [](const PyDraftIndex& index) { return PyDraftIndex(index); })
+      .def("propose", &PyDraftIndex::propose, py::arg("k"), py::arg("latest") = true)
+      .def("__len__", [](const PyDraftIndex& index) { return index.history.size(); });
+}
+
+}  // namespace skv::python
