@@ -73,8 +73,9 @@ class Attention:
     """A step's attention: what follows from the batch alone is made by the first layer that needs it."""
 
     def __init__(self, config: DecoderConfig, batch: Batch, num_splits: int, has_schedule: bool):
-        self.config, self.batch, self.num_splits, self.has_schedule = config, batch, num_splits, has_schedule
-        self.scale = config.head_dim**-0.5
+        self.batch, self.has_schedule = batch, has_schedule
+        self.shapes = (config.num_heads, config.num_kv_heads, config.head_dim)
+        self.options = {"softmax_scale": config.head_dim**-0.5, "num_splits": num_splits}
         self._schedules: dict[tuple[int, int], Tensor] = {}  # work lists, which most layers share
         self._spans: dict[int, Spans] = {}  # where sequences share leading blocks
 
@@ -83,25 +84,23 @@ class Attention:
     ) -> None:
         """rows: cu_seqlens_q and max_seqlen_q of the query."""
         cu_seqlens_q, max_seqlen_q = rows
-        shapes = (self.config.num_heads, self.config.num_kv_heads, self.config.head_dim)
-        common = {"softmax_scale": self.scale, "num_splits": self.num_splits}
         if self.batch.groups is not None and window_left < 0:
             spans = self._spans.get(len(query))
             if spans is None:
                 spans = self._spans[len(query)] = self._spans_of(k_cache.size(1), cu_seqlens_q, max_seqlen_q)
                 if self.has_schedule:
-                    spans.make_schedules(*shapes, self.num_splits)
-            spans.attend(query, k_cache, v_cache, out, **common)
+                    spans.make_schedules(*self.shapes, self.options["num_splits"])
+            spans.attend(query, k_cache, v_cache, out, **self.options)
             return
         which = (len(query), window_left)
         if self.has_schedule and which not in self._schedules:
             self._schedules[which] = ops.schedule_delta_prefill(
-                cu_seqlens_q, self.batch.seqused_k, *shapes, max_seqlen_q, num_splits=self.num_splits,
-                window_left=window_left,
+                cu_seqlens_q, self.batch.seqused_k, *self.shapes, max_seqlen_q,
+                num_splits=self.options["num_splits"], window_left=window_left,
             )  # fmt: skip
         ops.delta_prefill(
             query, k_cache, v_cache, cu_seqlens_q, self.batch.seqused_k, self.batch.block_table, max_seqlen_q,
-            window_left=window_left, schedule=self._schedules.get(which), out=out, **common,
+            window_left=window_left, schedule=self._schedules.get(which), out=out, **self.options,
         )  # fmt: skip
 
     def _spans_of(self, block_size: int, cu_seqlens_q: Tensor, max_seqlen_q: int) -> Spans:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import ops
+
 # A model of an H200, to be replaced by measurements: what two more launches and the merge cost beside the rows' bytes.
 BYTES_PER_SECOND = 4.3e12
 SECONDS_PER_CALL = 12e-6
@@ -166,8 +168,6 @@ class Spans:
 
     def make_schedules(self, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int) -> None:
         """Work lists of both spans, for causal calls without a window."""
-        from . import ops
-
         self.schedules = tuple(
             ops.schedule_delta_prefill(cu, used, num_heads, num_kv_heads, head_dim, most, num_splits, causal=causal)
             for (cu, used, _, most), causal in ((self.own, True), (self.shared, False))
@@ -190,8 +190,6 @@ class Spans:
         **common,
     ) -> tuple[Tensor, Tensor]:
         """delta_prefill_grouped's (out, lse). is_full: every row is of some sequence."""
-        from . import ops
-
         cu_seqlens_q, own_used, own_table, max_seqlen_q = self.own
         out, lse = ops.delta_prefill(
             query, k_cache, v_cache, cu_seqlens_q, own_used, own_table, max_seqlen_q, causal=causal,

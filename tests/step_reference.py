@@ -1,4 +1,4 @@
-"""plan_step and commit_step in plain Python, one sequence after the other, from what ops.py says of them."""
+"""plan_step and commit_step in plain Python, one sequence after the other, from what step_ops.py says of them."""
 
 
 def wish(s):
