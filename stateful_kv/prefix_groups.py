@@ -40,29 +40,46 @@ class Group(NamedTuple):
     shared_blocks: int
 
 
+def _leading_blocks(block_table: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """How many leading blocks each row of a table has in common with the next one, up to `most` [batch - 1] of them.
+    The time goes with what is shared, not with how long the conversations are."""
+    leading, looked_at, width = np.zeros_like(most), 0, 16
+    pairs = np.flatnonzero(most > 0)  # that agree in all that was looked at
+    while len(pairs):
+        ahead = slice(looked_at, looked_at + width)
+        same = block_table[pairs, ahead] == block_table[pairs + 1, ahead]
+        agree = np.where(same.all(1), same.shape[1], same.argmin(1))
+        leading[pairs] = np.minimum(looked_at + agree, most[pairs])
+        looked_at, width = looked_at + width, 2 * width
+        pairs = pairs[(agree == same.shape[1]) & (most[pairs] > looked_at)]
+    return leading
+
+
 def neighbours_that_share(block_table: np.ndarray, committed: np.ndarray, block_size: int) -> list[Group]:
-    """Every sequence of a batch in one group, in order, so that much is shared; of its own: shared_blocks 0.
+    """Every sequence of a batch in one group, in order, so that most blocks are saved; of its own: shared_blocks 0.
 
     block_table: int32 [batch, max_blocks], a row per sequence; committed: its tokens in the cache without the new ones.
     """
     batch = len(committed)
-    whole = np.minimum(committed[1:], committed[:-1]) // block_size
-    width = int(whole.max(initial=0))
-    same = block_table[1:, :width] == block_table[:-1, :width]
-    same &= np.arange(width) < whole[:, None]
-    leading = np.where(same.all(1), width, same.argmin(1) if width else 0).tolist()
-    groups, begin = [], 0
-    while begin < batch:
-        end, shared = begin + 1, 0
-        # One more sequence, as long as what all of them share is not cut down by more than it saves.
-        while end < batch and (end - begin) * min(shared or leading[end - 1], leading[end - 1]) > (
-            (end - begin - 1) * shared
-        ):
-            shared = min(shared or leading[end - 1], leading[end - 1])
-            end += 1
-        groups.append(Group(begin, end, shared))
-        begin = end
-    return groups
+    leading = _leading_blocks(block_table, np.minimum(committed[1:], committed[:-1]) // block_size).tolist()
+    # The most blocks that groups of the first `end` sequences save, and where the last of these groups begins.
+    saved, begins = [0], [0]
+    for end in range(1, batch + 1):
+        best, begin, shared = saved[end - 1], end - 1, None
+        for first in range(end - 2, -1, -1):
+            shared = leading[first] if shared is None else min(shared, leading[first])
+            if shared == 0:
+                break
+            if saved[first] + (end - first - 1) * shared > best:
+                best, begin = saved[first] + (end - first - 1) * shared, first
+        saved.append(best)
+        begins.append(begin)
+    groups, end = [], batch
+    while end > 0:
+        begin = begins[end]
+        groups.append(Group(begin, end, min(leading[begin : end - 1], default=0)))
+        end = begin
+    return groups[::-1]
 
 
 def groups_that_pay(
@@ -75,8 +92,11 @@ def groups_that_pay(
 ) -> tuple[list[int], list[int], int] | None:
     """What delta_prefill_grouped is to be told of a batch: cu_groups, shared_blocks and the most new tokens of a group;
     None where nothing that neighbours share is worth it. shapes: query heads, KV heads, head_dim."""
+    groups = neighbours_that_share(block_table, seqused_k - new_tokens, block_size)
+    if len(groups) == len(new_tokens):
+        return None
     cu_groups, shared_blocks, most, pays = [0], [], 1, False
-    for begin, end, shared in neighbours_that_share(block_table, seqused_k - new_tokens, block_size):
+    for begin, end, shared in groups:
         new = new_tokens[begin:end].tolist()
         if shared and grouping_pays(new, shared * block_size, *shapes, cell_bytes):
             cu_groups.append(end)
