@@ -21,7 +21,7 @@ import time
 
 import torch
 from bench_turns import SHAPE, make_checkpoint
-from common import interleaved, print_table, write_json
+from common import interleaved, print_table, run_linears, write_json
 
 import stateful_kv as skv
 from stateful_kv import generate, ops
@@ -96,13 +96,7 @@ class Step:
         ops.verify_drafts(logits, self.batch.token_ids, self.batch.cu_logit_rows, tokens=tokens, num_tokens=num_tokens)
 
     def linears(self) -> None:
-        b = self.buffers
-        for layer in self.model.layers:
-            layer.qkv_linear(b.normed, b.qkv)
-            layer.o_linear(b.attention_rows, b.normed)
-            layer.gate_up_linear(b.normed, b.gate_up)
-            layer.down_linear(b.activated, b.normed)
-        self.model.logits(b.normed)
+        run_linears(self.model, self.buffers)
 
 
 def steps(model, context: int, row_counts: list[int], num_splits: int) -> list[dict]:

@@ -18,7 +18,7 @@ import statistics
 import time
 
 import torch
-from common import print_table, write_json
+from common import print_table, run_linears, write_json
 
 import stateful_kv as skv
 from stateful_kv import device_step, generate, ops
@@ -88,13 +88,7 @@ class Parts:
         self.rows = rows
 
     def weights(self) -> None:
-        b = self.buffers
-        for layer in self.model.layers:
-            layer.qkv_linear(b.normed, b.qkv)
-            layer.o_linear(b.attention_rows, b.normed)
-            layer.gate_up_linear(b.normed, b.gate_up)
-            layer.down_linear(b.activated, b.normed)
-        self.model.logits(b.normed)
+        run_linears(self.model, self.buffers)
 
     def attention(self) -> None:
         loop, b, c = self.engine._loop, self.buffers, self.model.config

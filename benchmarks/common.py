@@ -50,6 +50,17 @@ def machine() -> dict:
     return facts
 
 
+def run_linears(model, buffers) -> None:
+    """All matrix products of a step with the rows of `buffers`, and nothing else."""
+    b = buffers
+    for layer in model.layers:
+        layer.qkv_linear(b.normed, b.qkv)
+        layer.o_linear(b.attention_rows, b.normed)
+        layer.gate_up_linear(b.normed, b.gate_up)
+        layer.down_linear(b.activated, b.normed)
+    model.logits(b.normed)
+
+
 def interleaved(
     contestants: dict[str, Callable[[], object]], budget_s: float = 0.4, least: int = 5
 ) -> dict[str, float]:

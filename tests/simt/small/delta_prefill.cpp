@@ -14,24 +14,13 @@ void launch_attention_of<__half, __nv_fp8_e4m3>(const AttentionLaunch& launch, i
                                                 cudaStream_t stream) {
   launch_attention<__half, __nv_fp8_e4m3, 64>(launch, ctas, stream);
 }
-template <>
-void launch_attention_of<__nv_bfloat16, __nv_bfloat16>(const AttentionLaunch&, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
-template <>
-void launch_attention_of<__nv_bfloat16, __nv_fp8_e4m3>(const AttentionLaunch&, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
-template <>
-void launch_hopper_of<__half>(const AttentionLaunch&, bool, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
-template <>
-void launch_hopper_of<__nv_bfloat16>(const AttentionLaunch&, bool, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
 }  // namespace cuda
 }  // namespace skv
+
+SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16)
+SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
+SMALL_WITHOUT_HOPPER(__half)
+SMALL_WITHOUT_HOPPER(__nv_bfloat16)
 
 namespace {
 

@@ -6,31 +6,17 @@
 namespace skv {
 namespace cuda {
 template <>
-void launch_attention_of<__half, __half>(const AttentionLaunch&, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
-template <>
-void launch_attention_of<__half, __nv_fp8_e4m3>(const AttentionLaunch&, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
-template <>
-void launch_attention_of<__nv_bfloat16, __nv_bfloat16>(const AttentionLaunch&, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
-template <>
-void launch_attention_of<__nv_bfloat16, __nv_fp8_e4m3>(const AttentionLaunch&, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
-template <>
 void launch_hopper_of<__half>(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream) {
   launch_hopper<__half, 64>(launch, tma, ctas, stream);
 }
-template <>
-void launch_hopper_of<__nv_bfloat16>(const AttentionLaunch&, bool, int, cudaStream_t) {
-  throw std::runtime_error("not in the small cases");
-}
 }  // namespace cuda
 }  // namespace skv
+
+SMALL_WITHOUT_ATTENTION(__half, __half)
+SMALL_WITHOUT_ATTENTION(__half, __nv_fp8_e4m3)
+SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16)
+SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
+SMALL_WITHOUT_HOPPER(__nv_bfloat16)
 
 namespace {
 

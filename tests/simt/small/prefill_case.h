@@ -4,6 +4,18 @@
 
 #include "small.h"
 
+// The launchers that a program has no kernels for.
+#define SMALL_WITHOUT_ATTENTION(T, Cell)                                                    \
+  template <>                                                                               \
+  void skv::cuda::launch_attention_of<T, Cell>(const AttentionLaunch&, int, cudaStream_t) { \
+    throw std::runtime_error("not in the small cases");                                     \
+  }
+#define SMALL_WITHOUT_HOPPER(T)                                                          \
+  template <>                                                                            \
+  void skv::cuda::launch_hopper_of<T>(const AttentionLaunch&, bool, int, cudaStream_t) { \
+    throw std::runtime_error("not in the small cases");                                  \
+  }
+
 namespace small {
 
 using namespace skv;
