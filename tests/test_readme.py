@@ -25,6 +25,14 @@ def test_the_example_runs():
     assert "TurnStats(prompt_tokens=79, reused_tokens=75" in done.stdout
 
 
+def test_the_ops_can_be_called_as_it_says():
+    done = subprocess.run(
+        [sys.executable, "-c", block("example: ops", "python")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True [3, 32, 128]\n"
+
+
 def test_there_are_two_commands_and_ci_runs_the_second():
     assert re.findall(r"<!-- command: (\w+) -->", README) == ["demo", "tests"]
     assert "-m stateful_kv demo" in block("command: demo", "bash")

@@ -1,6 +1,6 @@
 """The built wheel under another torch than the one it was built with: every op, the same bits.
 
-SKV_OTHER_TORCH names the Python of an environment with such a torch (2.11 or newer, CPU or CUDA) and numpy.
+SKV_OTHER_TORCH=2.11.0 makes an environment with that torch and nothing else, and installs the wheel there.
 """
 
 import copy
@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import venv
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import stateful_kv as skv  # noqa: F401 (loads the ops)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OTHER = os.environ.get("SKV_OTHER_TORCH")
 
-# Runs in the other environment: the saved calls, with outputs compared bit by bit.
+# Runs in that environment: the saved calls, with outputs compared bit by bit.
 RUN = """
 import sys, torch, stateful_kv
 torch.set_num_threads(1)
@@ -34,20 +35,23 @@ print("from", stateful_kv.__file__, "torch", torch.__version__)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder that holds the package as the wheel brings it, and nothing of this environment."""
-    wheels, folder = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
-    pip = [sys.executable, "-m", "pip"]
-    build = [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), "."]
+def other_python(tmp_path_factory):
+    """The Python of a fresh environment with the other torch and the wheel of this tree."""
+    wheels, folder = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("environment")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), "."]
     done = subprocess.run(build, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(folder), str(wheel)], check=True)
-    return folder
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", f"torch=={OTHER}", wheel]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return python
 
 
-@pytest.mark.skipif(not OTHER, reason="SKV_OTHER_TORCH names no Python of an environment with another torch")
-def test_every_op_gives_the_same_bits_under_another_torch(installed, tmp_path):
+@pytest.mark.skipif(not OTHER, reason="SKV_OTHER_TORCH names no other version of torch")
+def test_every_op_gives_the_same_bits_under_another_torch(other_python, tmp_path):
     torch.manual_seed(5)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -60,11 +64,10 @@ def test_every_op_gives_the_same_bits_under_another_torch(installed, tmp_path):
         calls.append((name, before, outputs))
     torch.set_num_threads(threads)
     torch.save(calls, tmp_path / "calls.pt")
-    done = subprocess.run(
-        [OTHER, "-c", RUN, tmp_path / "calls.pt"], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed)},
-    )  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [other_python, "-c", RUN, tmp_path / "calls.pt"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     *names, last = done.stdout.strip().splitlines()
-    assert names == list(CALLS) and f"from {installed}" in last
-    assert last.split()[-1].split("+")[0] != torch.__version__.split("+")[0], f"{OTHER} has this very torch: {last}"
+    assert names == list(CALLS) and f"from {other_python.parents[1]}" in last
+    assert last.split()[-1].split("+")[0] == OTHER.split("+")[0] != torch.__version__.split("+")[0], last
