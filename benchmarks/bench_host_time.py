@@ -1,8 +1,8 @@
 """Host time of a turn: everything outside the model's layers, for a fixed delta, as the conversation grows.
 
 A one-layer model with a short attention window keeps the layers cheap; what is timed is what is left of a turn when the
-time inside the layers, the logits and the attention is taken away: the C++ runtime (submit, plan, commit), and all of
-it with Python, verification and the copies around it.
+time inside the layers, the logits and the attention is taken away: the C++ runtime (submit, plan, commit: its own
+clock, and as Python sees it through the binding), and all of it with Python, verification and the copies around it.
 
     python benchmarks/bench_host_time.py [--delta 300] [--answer 8] [--json FILE]
 """
@@ -81,26 +81,27 @@ def measure(length: int, delta: int, answer: int, turns: int) -> dict:
     """Medians over `turns` turns, each on the same conversation of `length` tokens, rolled back after it."""
     model = make_model(length + delta + answer + 64)
     engine = skv.Engine(model, num_blocks=(length + 2 * turns * (delta + answer)) // 16 + 64, max_batch_tokens=2048)
-    layers, runtime = Stopwatch(), Stopwatch()
-    engine._runtime = engine._loop.runtime = Timed(engine._runtime, runtime)
+    layers, binding, runtime = Stopwatch(), Stopwatch(), engine._runtime
+    engine._runtime = engine._loop.runtime = Timed(runtime, binding)
     model.logits = layers.wrap(model.logits)
     r = np.random.default_rng(length)
     session = engine.open_session()
     params = skv.SamplingParams(max_tokens=answer)
     forward = generate.forward
     generate.forward = layers.wrap(forward)
-    host, inside, steps = [], [], 0
+    host, inside, called, steps = [], [], [], 0
     try:
         session.generate(r.integers(0, VOCAB, length - answer).astype(np.int32), params)
         for i in range(turns + 3):
             tokens = r.integers(0, VOCAB, delta).astype(np.int32)
             if i == 3:  # warm by now
-                steps, host, inside = engine.stats()["steps"], [], []
-            layers.seconds = runtime.seconds = 0.0
+                steps, host, inside, called = engine.stats()["steps"], [], [], []
+            layers.seconds, binding.seconds, busy = 0.0, 0.0, runtime.busy_seconds
             begin = time.perf_counter()
             session.generate(tokens, params)
             host.append(time.perf_counter() - begin - layers.seconds)
-            inside.append(runtime.seconds)
+            called.append(binding.seconds)
+            inside.append(runtime.busy_seconds - busy)
             session.rollback(length)
     finally:
         generate.forward = forward
@@ -108,6 +109,7 @@ def measure(length: int, delta: int, answer: int, turns: int) -> dict:
         "conversation": length,
         "steps per turn": (engine.stats()["steps"] - steps) / turns,
         "runtime us per turn": 1e6 * statistics.median(inside),
+        "with its binding": 1e6 * statistics.median(called),
         "host us per turn": 1e6 * statistics.median(host),
     }
 

@@ -62,6 +62,7 @@ def host_time() -> str:
         [
             f"{r['conversation']:,}",
             f"{r['runtime us per turn']:.0f}",
+            f"{r['with its binding']:.0f}",
             f"{r['host us per turn']:.0f}",
             f"{r['to the first']:.2f}",
         ]
@@ -69,7 +70,7 @@ def host_time() -> str:
     ]
     s = result["settings"]
     intro = f"Host time of a turn outside the model, {s['delta']} tokens in, {s['answer']} out"
-    heads = ["conversation", "of it calls of the runtime, us", "all host us", "to the first"]
+    heads = ["conversation", "C++ runtime us", "with its Python binding", "all host us", "to the first"]
     return f"{intro} ({source(result, 'bench_host_time')}):\n\n{table(heads, rows)}"
 
 

@@ -53,7 +53,7 @@ they are gone, and of those never asked for only the latest 4,096 are kept):
 prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, found in the cache), recomputed_tokens
 (fed again because their KV had been evicted), fed_tokens (rows fed, drafts included), drafted, accepted, of
 both what came from other sources than the conversation itself (drafted_spans, accepted_spans, drafted_relatives,
-accepted_relatives) and preemptions.
+accepted_relatives) and preemptions. `Runtime.busy_seconds` is what all calls that release the GIL have taken so far.
 
 Draft sources: what followed the last tokens earlier in the conversation; where they know a longer tail, spans that
 `set_spans` gave the session (what a tool's schema fixes of a call), then up to num_relatives sessions: the one it was

@@ -1,5 +1,7 @@
 """Sessions step by step: what is shared, copied, reused, recomputed and refused."""
 
+import time
+
 import numpy as np
 import pytest
 from runtime_model import FakeDevice, answer
@@ -39,6 +41,18 @@ def test_a_turn_feeds_its_delta_and_the_one_unwritten_token():
         stats = world.turn(session, [1, 2, 3], max_tokens=2)
         assert stats["reused_tokens"] == held - 1 and stats["fed_tokens"] == 3 + 2
     assert world.device.copies == 0  # the only user of a tail block writes on in it
+
+
+def test_busy_seconds_are_those_inside_the_runtime():
+    world = World()
+    assert world.rt.busy_seconds == 0.0
+    begin = time.perf_counter()
+    world.turn(world.rt.open(), range(1, 200), max_tokens=3)
+    busy = world.rt.busy_seconds
+    assert 0.0 < busy < time.perf_counter() - begin
+    with pytest.raises(ValueError):
+        world.rt.submit(99, np.zeros(3, np.int32), 1)
+    assert world.rt.busy_seconds > busy
 
 
 def test_fork_copies_one_block_when_it_writes_and_the_sibling_keeps_its_bytes():

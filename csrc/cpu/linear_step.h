@@ -80,14 +80,18 @@ void pack_row(const W* x, int count, typename Step<W>::Unit* dst) {
   }
 }
 
+constexpr int kTileVecs = 2;
+// Rows of a tile: 2 sums each, beside kUnits times 2 vectors of weights and one of x.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 12;  // 12 x 2 sums, 2 vectors of weights, one of x: 27 of 32 registers
+template <class W>
+constexpr int kTileRows = 12;  // at most 29 of 32 registers
 #elif defined(__AVX2__)
-constexpr int kTileRows = 6;  // 6 x 2 sums, 2 vectors of weights, one of x: 15 of 16 registers
+template <class W>
+constexpr int kTileRows = Step<W>::kUnits == 1 ? 6 : 5;  // 15 of 16 registers
 #else
+template <class W>
 constexpr int kTileRows = 4;
 #endif
-constexpr int kTileVecs = 2;
 constexpr int kTileColumns = kTileVecs * kLanes;
 
 constexpr int kSecondLevel =
@@ -144,7 +148,7 @@ void multiply_tile(const W* w, const typename Step<W>::Unit* x, int64_t steps, f
 template <class W>
 using MultiplyTile = void (*)(const W*, const typename Step<W>::Unit*, int64_t, float*, bool, Ahead);
 
-template <class W, int kRows = kTileRows>
+template <class W, int kRows = kTileRows<W>>
 MultiplyTile<W> tile_for(int rows) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return tile_for<W, kRows - 1>(rows);
@@ -160,7 +164,7 @@ void multiply_panel(const W* w, const W* next, const typename Step<W>::Unit* x, 
                     float* sums, bool first) {
   constexpr int kStepBytes = kPanel * Layout<W>::kPair * static_cast<int>(sizeof(W));
   constexpr int kNearBytes = 4096;  // a single pass fetches from its own stream, one page on: measured best
-  const int64_t tiles = div_up(rows, kTileRows), passes = tiles * (kPanel / kTileColumns);
+  const int64_t tiles = div_up(rows, kTileRows<W>), passes = tiles * (kPanel / kTileColumns);
   Ahead ahead{reinterpret_cast<const char*>(next), kStepBytes / passes};
   if (passes == 1) ahead.at = reinterpret_cast<const char*>(w) + kNearBytes;
   for (int64_t t = 0, row = 0; t < tiles; ++t) {

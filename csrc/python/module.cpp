@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+
 #include "../core/step.h"
 #include "../runtime/runtime.h"
 #include "arrays.h"
@@ -73,22 +75,36 @@ struct PyRuntime {
     return runtime;
   }
 
-  // Calls fn(runtime) without the GIL. The flag changes while the GIL is held only.
+  // Calls fn(runtime) without the GIL, and adds up how long it takes. `in_call` changes while the GIL is held
+  // only.
   template <class Fn>
   auto without_gil(Fn fn) {
+    using Clock = std::chrono::steady_clock;
+    struct Call {
+      explicit Call(PyRuntime* self) : self(self) { self->in_call = true; }
+      ~Call() {
+        self->busy += end - begin;
+        self->in_call = false;
+      }
+      PyRuntime* self;
+      Clock::time_point begin, end;
+    };
+    struct Timed {
+      explicit Timed(Call* call) : call(call) { call->begin = Clock::now(); }
+      ~Timed() { call->end = Clock::now(); }
+      Call* call;
+    };
     skv::Runtime& mine = get();
-    struct Flag {
-      explicit Flag(bool* flag) : flag(flag) { *flag = true; }
-      ~Flag() { *flag = false; }
-      bool* flag;
-    } flag(&in_call);
+    Call call(this);
     py::gil_scoped_release release;
+    Timed timed(&call);
     return fn(mine);
   }
 
   py::dict bound;   // keeps the caller's arrays alive; views of them do so themselves
   py::object step;  // the StepInfo that plan() returned last
   skv::StepInfo* step_info = nullptr;
+  std::chrono::steady_clock::duration busy{};  // inside submit, plan, commit and index_drafts
 
  private:
   skv::Runtime runtime;
@@ -357,6 +373,8 @@ void define_runtime(py::module_& m) {
            [](PyRuntime& r) { r.without_gil([](skv::Runtime& runtime) { runtime.index_drafts(); }); })
       .def("stats_of", &stats_of, py::arg("request_id"))
       .def("stats", &stats)
+      .def_property_readonly("busy_seconds",
+                             [](PyRuntime& r) { return std::chrono::duration<double>(r.busy).count(); })
       .def(
           "evict", [](PyRuntime& r, int64_t n) { return r.get().evict(n); }, py::arg("num_blocks"))
       .def(
