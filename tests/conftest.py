@@ -3,6 +3,7 @@
 import os
 import sysconfig
 
+import background
 import pytest
 import torch
 from backends import BACKENDS
@@ -13,6 +14,21 @@ os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PA
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "each_isa: part of the condensed run that every CPU instruction set has to pass")
+
+
+def pytest_collection_finish(session):
+    if session.config.option.collectonly:
+        return
+    chosen = {}
+    for item in session.items:
+        chosen.setdefault(item.module, []).append(item)
+    for module, items in chosen.items():
+        if hasattr(module, "in_background"):
+            background.begin(module.in_background(items))
+
+
+def pytest_sessionfinish(session):
+    background.end()
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda b: b.name)

@@ -1,16 +1,17 @@
 """The op tests on the CUDA kernels' own sources, executed on the CPU by the emulator of tests/simt.
 
-Each build runs test_<op>*.py of every op that has a kernel and test_wild_indices.py, in a process of its own and as
-many at once as there are cores: plain, with AddressSanitizer and with the race checker, each under a schedule of its
+Each build runs test_<op>*.py of every op that has a kernel and test_wild_indices.py, in a process of its own beside
+the other tests (background.py): plain, with AddressSanitizer and with the race checker, each under a schedule of its
 own. Attention has a kernel of its own for sm_90: its tests run again where the emulated device says that it is one.
 """
 
+import functools
 import os
 import pathlib
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
+import background
 import pytest
 from simt.build import build, cuda_include
 
@@ -22,7 +23,8 @@ KERNELS = sorted(p.stem for p in (TESTS.parent / "csrc" / "cuda").glob("*.cu"))
 OPS = [op for op in KERNELS if (TESTS / f"test_{op}.py").exists() and (ENTRIES / f"{op}.cpp").exists()]
 FILES = sorted({f for op in OPS for f in TESTS.glob(f"test_{op}*.py")} | {TESTS / "test_wild_indices.py"})
 # What many samples, many calls or a whole engine say is the same in every build: the plain one says it.
-SAID_ONCE = ("the_distribution_is_the_targets", "from_the_cache_and_from_nothing", "how_many_rows_a_call_has")
+SAID_ONCE = ("the_distribution_is_the_targets", "from_the_cache_and_from_nothing", "how_many_rows_a_call_has",
+             "does_not_depend_on_its_call", "(a_schedule_changes_no_bit and not 70)")  # fmt: skip
 # Attention on sm_90: what its own kernel does not take is as on other devices; the slow builds have it for bf16 and
 # head_dim 64 only (simt/few_hopper_kernels.cu) and run some of the rest.
 NOT_ON_SM90 = ("few_rows", "fp8")
@@ -66,16 +68,13 @@ def run(kind, seed, capability):
     return subprocess.run([*command, *files], capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1500)
 
 
-@pytest.fixture(scope="module")
-def runs():
-    """Of each of RUNS what becomes of it; the emulator has one thread, so that each core takes a run."""
-    for kind in {kind for kind, _, _ in RUNS}:
-        build(f"stateful_kv_simt_{kind}")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield {key: pool.submit(run, *key) for key in RUNS}
+def in_background(items):
+    chosen = [item.callspec.params for item in items if hasattr(item, "callspec")]
+    keys = [(values["kind"], values["seed"], values["capability"]) for values in chosen]
+    return {key: functools.partial(run, *key) for key in keys} if cuda_include() else {}
 
 
 @pytest.mark.parametrize(("kind", "seed", "capability"), RUNS)
-def test_ops_on_the_emulator(kind, seed, capability, runs):
-    done = runs[kind, seed, capability].result()
+def test_ops_on_the_emulator(kind, seed, capability):
+    done = background.result((kind, seed, capability))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]

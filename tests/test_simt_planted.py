@@ -5,15 +5,16 @@ the emulator and compares the answer with a plain computation. A bug is a text r
 program is compiled against that copy and run, every time in processes of its own. The unchanged kernels pass.
 """
 
-import concurrent.futures
-import os
+import functools
 import pathlib
 import re
 import shutil
+import tempfile
 
+import background
 import pytest
 from simt import planted_attention, planted_cache, planted_decode, planted_hopper, planted_rows, planted_step
-from simt.build import HERE, SmallCase, cuda_include, small_case_flags
+from simt.build import HERE, SmallCase, cuda_include
 from simt.planted_bug import CLASSES
 
 pytestmark = pytest.mark.skipif(cuda_include() is None, reason="needs the CUDA headers; set CUDA_HOME")
@@ -44,43 +45,36 @@ def test_the_matrix_is_complete():
     assert with_kernels - touched == set()
 
 
-def run_small_case(program, bug_or_kind, folder: pathlib.Path):
+def run_small_case(program, bug_or_kind):
     """Compiles and runs a program of tests/simt/small against the kernels as they are, or with one bug in a copy."""
-    if isinstance(bug_or_kind, str):
-        return SmallCase(program, bug_or_kind).run(CUDA, folder)
-    bug = bug_or_kind
-    shutil.copytree(CUDA, folder / "cuda")
-    (folder / "core").symlink_to(CUDA.parent / "core")
-    source = folder / "cuda" / bug.file
-    parts = source.read_text().split(bug.old)
-    if len(parts) <= bug.nth + 1:
-        raise RuntimeError(f"{bug.file} no longer holds what tests/simt/planted_*.py replace: {bug.old}")
-    head, tail = bug.old.join(parts[: bug.nth + 1]), bug.old.join(parts[bug.nth + 1 :])
-    source.write_text(head + bug.new + tail)
-    return SmallCase(program, bug.build).run(folder / "cuda", folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        if isinstance(bug_or_kind, str):
+            return SmallCase(program, bug_or_kind).run(CUDA, folder)
+        bug = bug_or_kind
+        shutil.copytree(CUDA, folder / "cuda")
+        (folder / "core").symlink_to(CUDA.parent / "core")
+        source = folder / "cuda" / bug.file
+        parts = source.read_text().split(bug.old)
+        if len(parts) <= bug.nth + 1:
+            raise RuntimeError(f"{bug.file} no longer holds what tests/simt/planted_*.py replace: {bug.old}")
+        head, tail = bug.old.join(parts[: bug.nth + 1]), bug.old.join(parts[bug.nth + 1 :])
+        source.write_text(head + bug.new + tail)
+        return SmallCase(program, bug.build).run(folder / "cuda", folder)
 
 
-@pytest.fixture(scope="module")
-def runs(request, tmp_path_factory):
-    """{(program, bug or build): its run to come} of the tests chosen, as many at a time as there are cores."""
-    for kind in BUILDS:
-        small_case_flags(kind)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {}
-        for item in request.session.items:
-            values = getattr(item, "callspec", None) and item.callspec.params
-            if not values or item.path != request.path or "program" not in values:
-                continue
-            key = (values["program"], values.get("bug") or values["kind"])
-            futures[key] = pool.submit(run_small_case, *key, tmp_path_factory.mktemp("small"))
-        yield futures
-        pool.shutdown(cancel_futures=True)
+def in_background(items):
+    chosen = [
+        item.callspec.params for item in items if "program" in getattr(getattr(item, "callspec", None), "params", ())
+    ]
+    keys = [(values["program"], values.get("bug") or values["kind"]) for values in chosen]
+    return {key: functools.partial(run_small_case, *key) for key in keys} if cuda_include() else {}
 
 
 @pytest.mark.parametrize("kind", BUILDS)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_kernels_as_they_are_pass(runs, program, kind):
-    run = runs[program, kind].result()
+def test_kernels_as_they_are_pass(program, kind):
+    run = background.result((program, kind))
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -91,8 +85,8 @@ def test_a_debug_build_stops_at_an_index_out_of_range(name, tmp_path):
 
 
 @pytest.mark.parametrize(("program", "bug"), BUGS)
-def test_planted_bug_turns_a_case_red(runs, program, bug):
-    run = runs[program, bug].result()
+def test_planted_bug_turns_a_case_red(program, bug):
+    run = background.result((program, bug))
     report = run.stdout + run.stderr
     assert run.returncode != 0, "nothing noticed"
     assert re.search("^wrong answer|^SIMT ERROR|AddressSanitizer|runtime error:", report, re.MULTILINE), report

@@ -4,18 +4,20 @@ tests/gates/manifest.json holds the bounds; `python -m tests.gates` writes it an
 for five architectures, later ones read what was kept of unchanged sources.
 """
 
+import functools
 import pathlib
 import subprocess
 
+import background
 import pytest
 from gates import figures as gate_figures
 from gates.figures import (
     FLAGS,
-    all_figures,
     archs_of,
     built_figures,
     built_object,
     compile_figures,
+    figures_of,
     kernels_in,
     readable,
     sources,
@@ -30,9 +32,15 @@ MANIFEST = load()
 SHIPPED = ("sm_80", "sm_90a")  # what SKV_CUDA_ARCHS gives machine code by default
 
 
+def in_background(items):
+    wanted = any("compiled" in item.fixturenames for item in items)
+    return {source: functools.partial(figures_of, source, MANIFEST["nvcc"]) for source in sources() if wanted}
+
+
 @pytest.fixture(scope="module")
 def compiled():
-    return all_figures(MANIFEST["nvcc"])
+    """{source: figures} of every kernel file."""
+    return {source.stem: background.result(source) for source in sources()}
 
 
 def compiler_is_the_manifests():

@@ -6,7 +6,6 @@ object of that source, its machine code and its PTX are taken, and only the othe
 """
 
 import collections
-import concurrent.futures
 import hashlib
 import json
 import os
@@ -190,12 +189,6 @@ def figures_of(source: pathlib.Path, wanted: str | None = None) -> Figures:
     partial.write_text(json.dumps(figures))
     partial.replace(kept)
     return figures
-
-
-def all_figures(wanted: str | None = None, jobs: int | None = None) -> dict[str, Figures]:
-    """{source: figures} of every kernel file, compiled side by side."""
-    with concurrent.futures.ThreadPoolExecutor(jobs or min(8, len(os.sched_getaffinity(0)))) as pool:
-        return dict(zip([s.stem for s in sources()], pool.map(lambda s: figures_of(s, wanted), sources())))
 
 
 def kernels_in(library: pathlib.Path) -> dict[str, set[str]]:

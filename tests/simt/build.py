@@ -4,6 +4,7 @@
 STATEFUL_KV_SIMT_LIBRARY the op tests also run on the backend `simt`.
 """
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -11,10 +12,12 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "simt"
+_one_at_a_time = threading.Lock()
 
 
 def cuda_include() -> pathlib.Path | None:
@@ -30,6 +33,13 @@ def cuda_include() -> pathlib.Path | None:
 
 @functools.cache
 def build(target: str) -> pathlib.Path:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:  # one at a time, of threads and of processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(target)
+
+
+def _build(target: str) -> pathlib.Path:
     import torch
 
     include = cuda_include()
@@ -55,9 +65,14 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-@functools.cache
 def small_case_flags(kind: str) -> list[str]:
     """Compiler flags of a small case; they include a precompiled header, without which a case takes twice as long."""
+    with _one_at_a_time:
+        return _small_case_flags(kind)
+
+
+@functools.cache
+def _small_case_flags(kind: str) -> list[str]:
     build(f"simt_core_{kind}")
     flags = ["-std=c++17", *(BUILD / f"flags_{kind}.txt").read_text().split("\n"), "-O1", "-DSKV_SIMT"]
     flags += ["-DSKV_PRIM_EMULATION=<simt/prim.h>", f"-I{HERE / 'include'}", "-isystem", str(cuda_include())]
@@ -89,7 +104,7 @@ class SmallCase(NamedTuple):
         sanitizers = ["-fsanitize=address,undefined"] if self.kind == "asan" else []  # not thread: core has its hooks
         command = [compiler(), str(made), str(core), "-ldl", *sanitizers, "-o", str(program)]
         subprocess.run(command, check=True)
-        return subprocess.run([program], capture_output=True, text=True, timeout=60)
+        return subprocess.run([program], capture_output=True, text=True, timeout=300)
 
 
 if __name__ == "__main__":
