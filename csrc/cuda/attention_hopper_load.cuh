@@ -1,7 +1,7 @@
 // delta_prefill on sm_90a: the warps that bring items, keys and values.
 #pragma once
 
-#include "attention_hopper_tile.cuh"
+#include "attention_hopper_widen.cuh"
 
 namespace skv {
 namespace cuda {
@@ -63,16 +63,16 @@ template <class Tile>
 SKV_DEVICE void issue_boxes(const HopperLaunch& launch, const prim::TensorMap& map, uint32_t to, uint32_t bar,
                             int kv_head, int first_row, int block, int lane) {
   const int shift = box_shift<Tile>(launch.a), last = (Tile::kKeys >> shift) - 1;
-  if (lane == 0) prim::mbar_arrive_expect_tx(bar, Tile::kTileBytes);
+  if (lane == 0) prim::mbar_arrive_expect_tx(bar, Tile::kLandedBytes);
   __syncwarp();
-  for (int i = lane; i - lane < (last + 1) * Tile::kPieces; i += kWarpSize) {
+  for (int i = lane; i - lane < (last + 1) * Tile::kBoxes; i += kWarpSize) {
     const int which = i & last;
     const int piece = i >> (Tile::kKeysShift - shift);
     const int id = __shfl_sync(kFullMask, block, which);
-    if (piece >= Tile::kPieces) continue;
-    const int at[4] = {piece * Tile::kPieceColumns, kv_head, first_row, id};
-    prim::tma_load<4>(to + uint32_t(piece * Tile::kPieceBytes + (which << shift) * Tile::kRowBytes), &map,
-                      bar, at);
+    if (piece >= Tile::kBoxes) continue;
+    const int at[4] = {piece * Tile::kBoxColumns, kv_head, first_row, id};
+    prim::tma_load<4>(to + uint32_t((piece * Tile::kKeys + (which << shift)) * Tile::kBoxRowBytes), &map, bar,
+                      at);
   }
 }
 
@@ -81,8 +81,10 @@ template <class Tile>
 SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, unsigned char* smem, int lane) {
   const AttentionLaunch& a = launch.a;
   const int keys = 1 << box_shift<Tile>(a), blocks_shift = Tile::kKeysShift - box_shift<Tile>(a);
-  const uint32_t sk = prim::smem_u32(smem + Tile::kKeysAt), sv = prim::smem_u32(smem + Tile::kValuesAt);
+  const uint32_t sk = prim::smem_u32(smem), sv = sk + uint32_t(Tile::kValuesAt);
+  const uint32_t landing = sk + uint32_t(launch.raw_at);
   RingPlace<Tile::kStages> at;
+  RingPlace<0> raw;
   for_each_item(shared, [&](const AttentionItem& item) {
     if (!launch.tma) return;
     const int kv_head = item.kv_head, tile_end = item.tile_end;
@@ -99,16 +101,30 @@ SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, un
       const int id = there ? block : int(a.p.cache.num_blocks);
       block = block_of_lane(tile + 1);  // on its way while this tile waits
 
-      wait_empty(shared.empty_k[at.slot], at.parity);
-      if (lane < Tile::kKeys / 32)
-        shared.exists[at.slot][lane] = keys_of_blocks(present, lane, a.block_shift);
-      __syncwarp();
-      issue_boxes<Tile>(launch, launch.k_map, sk + uint32_t(at.slot * Tile::kTileBytes),
-                        prim::smem_u32(&shared.full_k[at.slot]), kv_head, first_row, id, lane);
-      wait_empty(shared.empty_v[at.slot], at.parity);
-      uint64_t& bar = is_edge(a, item, key0, Tile::kKeys) ? shared.raw_v[at.slot] : shared.full_v[at.slot];
-      issue_boxes<Tile>(launch, launch.v_map, sv + uint32_t(at.slot * Tile::kTileBytes), prim::smem_u32(&bar),
-                        kv_head, first_row, id, lane);
+      if constexpr (Tile::kWiden) {
+        const auto land = [&](const prim::TensorMap& map) {
+          wait_empty(shared.empty_raw[raw.slot], raw.parity);
+          if (lane < Tile::kKeys / 32)
+            shared.raw_exists[raw.slot][lane] = keys_of_blocks(present, lane, a.block_shift);
+          __syncwarp();
+          issue_boxes<Tile>(launch, map, landing + uint32_t(raw.slot * Tile::kLandedBytes),
+                            prim::smem_u32(&shared.full_raw[raw.slot]), kv_head, first_row, id, lane);
+          raw.next(launch.raw_stages);
+        };
+        land(launch.k_map);
+        land(launch.v_map);
+      } else {
+        wait_empty(shared.empty_k[at.slot], at.parity);
+        if (lane < Tile::kKeys / 32)
+          shared.exists[at.slot][lane] = keys_of_blocks(present, lane, a.block_shift);
+        __syncwarp();
+        issue_boxes<Tile>(launch, launch.k_map, sk + uint32_t(at.slot * Tile::kTileBytes),
+                          prim::smem_u32(&shared.full_k[at.slot]), kv_head, first_row, id, lane);
+        wait_empty(shared.empty_v[at.slot], at.parity);
+        uint64_t& bar = is_edge(a, item, key0, Tile::kKeys) ? shared.raw_v[at.slot] : shared.full_v[at.slot];
+        issue_boxes<Tile>(launch, launch.v_map, sv + uint32_t(at.slot * Tile::kTileBytes),
+                          prim::smem_u32(&bar), kv_head, first_row, id, lane);
+      }
     }
   });
 }
@@ -136,8 +152,8 @@ SKV_DEVICE void clear_edge(const AttentionItem& item, HopperShared& shared, unsi
   publish_stores(shared.full_v[slot], thread);
 }
 
-// A tile of K or V whose rows TMA cannot bring: a warp takes 32 keys, a lane 16 bytes of each.
-template <class Tile, class T>
+// A tile of K or V whose rows TMA cannot bring: a warp takes 32 keys, a lane eight cells of each.
+template <class Tile>
 SKV_DEVICE void copy_tile(const AttentionLaunch& launch, const AttentionItem& item, const CacheView& cache,
                           unsigned char* stage, uint32_t* exists, int key0, int thread) {
   const DeltaPrefillParams& p = launch.p;
@@ -151,40 +167,48 @@ SKV_DEVICE void copy_tile(const AttentionLaunch& launch, const AttentionItem& it
       const int64_t id = __shfl_sync(kFullMask, there ? block : 0, row);
       if (lane >= Tile::kPieces * Tile::kRowBytes / 16) continue;
       const int64_t within = (key0 + first + row) & (p.cache.block_size - 1);
-      const T* from = static_cast<const T*>(cache.data) + id * cache.block_stride +
-                      within * cache.token_stride + item.kv_head * cache.head_stride + lane * 8;
-      Vector<T, 8> v{};
-      if (bits >> row & 1) {
-        if (launch.kv_aligned) {
-          v = load_vector<T, 8>(from);
-        } else {
-          for (int e = 0; e < 8; ++e) v.at[e] = from[e];
-        }
-      }
-      store_vector<T, 8>(reinterpret_cast<T*>(stage + Tile::at(first + row, lane, Tile::kPieceBytes)), v);
+      const auto* from = static_cast<const typename Tile::Cell*>(cache.data) + id * cache.block_stride +
+                         within * cache.token_stride + item.kv_head * cache.head_stride + lane * 8;
+      Vector<typename Tile::Cell, 8> v{};
+      if (bits >> row & 1) v = load_eight(from, launch.kv_aligned);
+      store_cells(stage + Tile::at(first + row, lane, Tile::kPieceBytes), v);
     }
   }
 }
 
 // kFillWarps warps.
-template <class Tile, class T>
+template <class Tile>
 SKV_DEVICE void fill_by_hand(const HopperLaunch& launch, HopperShared& shared, unsigned char* smem,
                              int thread) {
   const AttentionLaunch& a = launch.a;
   RingPlace<Tile::kStages> at;
+  RingPlace<0> raw;
   uint32_t raw_parities = 0;  // a bit per stage
   for_each_item(shared, [&](const AttentionItem& item) {
     for (int tile = item.tile_begin; tile < item.tile_end; ++tile, at.next()) {
       const int key0 = tile * Tile::kKeys, slot = at.slot;
-      unsigned char* values = smem + Tile::kValuesAt + slot * Tile::kTileBytes;
+      unsigned char *keys = smem + slot * Tile::kTileBytes, *values = keys + Tile::kValuesAt;
       if (!launch.tma) {
         wait_empty(shared.empty_k[slot], at.parity);
-        copy_tile<Tile, T>(a, item, a.p.k_cache, smem + Tile::kKeysAt + slot * Tile::kTileBytes,
-                           shared.exists[slot], key0, thread);
+        copy_tile<Tile>(a, item, a.p.k_cache, keys, shared.exists[slot], key0, thread);
         publish_stores(shared.full_k[slot], thread);
         wait_empty(shared.empty_v[slot], at.parity);
-        copy_tile<Tile, T>(a, item, a.p.v_cache, values, nullptr, key0, thread);
+        copy_tile<Tile>(a, item, a.p.v_cache, values, nullptr, key0, thread);
         publish_stores(shared.full_v[slot], thread);
+      } else if constexpr (Tile::kWiden) {
+        const auto widen = [&](uint64_t& empty, uint64_t& full, unsigned char* to, bool of_keys) {
+          wait_full(shared.full_raw[raw.slot], raw.parity);
+          wait_empty(empty, at.parity);
+          if (of_keys && thread < Tile::kKeys / 32)
+            shared.exists[slot][thread] = shared.raw_exists[raw.slot][thread];
+          widen_tile<Tile>(item, smem + launch.raw_at + raw.slot * Tile::kLandedBytes, to,
+                           !of_keys && is_edge(a, item, key0, Tile::kKeys), key0, thread);
+          arrive_warp(shared.empty_raw[raw.slot]);
+          publish_stores(full, thread);
+          raw.next(launch.raw_stages);
+        };
+        widen(shared.empty_k[slot], shared.full_k[slot], keys, true);
+        widen(shared.empty_v[slot], shared.full_v[slot], values, false);
       } else if (is_edge(a, item, key0, Tile::kKeys)) {
         clear_edge<Tile>(item, shared, values, slot, int(raw_parities >> slot & 1), key0, thread);
         raw_parities ^= 1u << slot;

@@ -8,9 +8,13 @@ namespace skv {
 namespace cuda {
 
 // Element e of an accumulator is row g + 8 * (e / 2 % 2) of the warp's 16, column e / 4 * 8 + 2 * t + e % 2.
-template <class T, int kHeadDim, int kGroups>
+template <class Cell, int kHeadDim, int kGroups>
 struct HopperRows {
-  using Tile = HopperTile<T, kHeadDim, kGroups>;
+  using Tile = HopperTile<Cell, kHeadDim, kGroups>;
+  using T = typename Tile::T;
+  // Exponentials beside widened cells are f16, which has few bits for small ones: until the rows are settled
+  // they are 2^kLift times as large, the largest 2^8 of 2^16, for a difference of huge scores is rounded.
+  static constexpr int kLift = Tile::kWiden ? 8 : 0;
   static constexpr int kKeys = Tile::kKeys, kThreads = kGroups * kGroupThreads;
   static constexpr int kRowTiles = 1, kColumns = kHeadDim / 8;  // of 16 rows, of 8 columns
 
@@ -19,6 +23,7 @@ struct HopperRows {
   uint32_t weights[kKeys / 16][4];  // exponentials, the A operand of the product with the values
   int first[2], last[2];            // the keys that the rows may see, but for a tree's mask
   int open_first, open_last;        // what all rows of the warp may see
+  float unit[2];                    // beside widened cells: what the query rows were divided by
 
   const int group, warp, g, t;  // which warpgroup, which warp of it
 
@@ -117,12 +122,27 @@ struct HopperRows {
     }
   }
 
+  // What precedes the softmax.  A row's unit, a power of two, goes where it costs least: into the factor that
+  // the softmax applies, unless the scores are to be right before.
+  SKV_DEVICE void scale_scores(Scores& s, const ScoreScale& scale) const {
+    if constexpr (Tile::kWiden) {
+      if (scale.does_nothing()) return;
+#pragma unroll
+      for (int i = 0; i < kKeys / 2; ++i) s[i] = __fmul_rn(s[i], unit[i / 2 % 2]);
+    }
+    scale.apply(s);
+  }
+  SKV_DEVICE float in_units(const ScoreScale& scale, int h, float x) const {
+    return Tile::kWiden && scale.does_nothing() ? __fmul_rn(x, unit[h]) : x;
+  }
+
   // Online softmax: s becomes exponentials (base 2 of s * scale2, which is positive); a row lives in the four
   // lanes of a quad.  shrink: what the row's earlier values are to be multiplied by.  o is not touched.
-  SKV_DEVICE bool soften(Scores& s, float scale2, float (&shrink)[2]) {
+  SKV_DEVICE bool soften(Scores& s, const ScoreScale& scale, float (&shrink)[2]) {
     bool grown = false;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      const float scale2 = in_units(scale, h, scale.scale2);
       float most = top[0][h];
 #pragma unroll
       for (int c = 0; c < kKeys / 8; ++c) most = fmaxf(most, fmaxf(s[c * 4 + h * 2], s[c * 4 + h * 2 + 1]));
@@ -132,12 +152,13 @@ struct HopperRows {
       shrink[h] = prim::exp2_approx(__fadd_rn(__fmul_rn(top[0][h], scale2), -base));
       grown = grown || top[0][h] != most;
       top[0][h] = most;
+      const float lifted = kLift == 0 ? -base : __fadd_rn(float(kLift), -base);
       float even = 0.f, odd = 0.f;
 #pragma unroll
       for (int c = 0; c < kKeys / 8; ++c) {
         float &a = s[c * 4 + h * 2], &b = s[c * 4 + h * 2 + 1];
-        a = prim::exp2_approx(__fmaf_rn(a, scale2, -base));
-        b = prim::exp2_approx(__fmaf_rn(b, scale2, -base));
+        a = prim::exp2_approx(__fmaf_rn(a, scale2, lifted));
+        b = prim::exp2_approx(__fmaf_rn(b, scale2, lifted));
         even = __fadd_rn(even, a);
         odd = __fadd_rn(odd, b);
       }
@@ -163,6 +184,24 @@ struct HopperRows {
       o[0][c][1] = __fmul_rn(o[0][c][1], shrink[0]);
       o[0][c][2] = __fmul_rn(o[0][c][2], shrink[1]);
       o[0][c][3] = __fmul_rn(o[0][c][3], shrink[1]);
+    }
+  }
+
+  // The rows of a part that is complete: tops as of queries without units, values and sums without the lift.
+  // All of it exact.
+  SKV_DEVICE void settle(const ScoreScale& scale) {
+    if constexpr (Tile::kWiden) {
+      constexpr float kDrop = 1.f / (1 << kLift);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        top[0][h] = in_units(scale, h, top[0][h]);
+        sum[0][h] = __fmul_rn(sum[0][h], kDrop);
+      }
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) o[0][c][e] = __fmul_rn(o[0][c][e], kDrop);
+      }
     }
   }
 

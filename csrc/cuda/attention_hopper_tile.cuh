@@ -7,19 +7,26 @@
 namespace skv {
 namespace cuda {
 
-constexpr int kItemSlots = 2, kGroupThreads = 128, kMostHopperStages = 4;
-constexpr int kHopperSmem = 227 * 1024;  // of a CTA on sm_90
+constexpr int kItemSlots = 2, kGroupThreads = 128;
 
 struct HopperLaunch {
   AttentionLaunch a;
   prim::TensorMap k_map, v_map;  // [head_dim, KV head, offset in block, block]
   bool tma;                      // whether the maps describe the caches
+  int raw_at, raw_stages;        // of cells that are widened: where they land in shared memory
 };
 
 // Tiles of keys, of values and of query rows are matrices of T whose rows are cut into pieces of one swizzle
 // pattern's width; the pieces of all rows lie one after the other: [piece][row][kRowBytes].
-template <class T, int kHeadDim, int kGroups>
+//
+// Cell is what the caches hold.  fp8 is widened to f16, which holds all its values, whatever the query's
+// type.
+template <class CacheCell, int kColumns, int kGroups>
 struct HopperTile {
+  using Cell = CacheCell;
+  static constexpr bool kWiden = sizeof(Cell) == 1;
+  using T = std::conditional_t<kWiden, __half, Cell>;
+  static constexpr int kHeadDim = kColumns;
   static constexpr int kKeys = hopper_tile_keys(kHeadDim), kKeysShift = kKeys == 128 ? 7 : 6;
   static constexpr int kRowBytes = kHeadDim % 64 == 0 ? 128 : 64;
   static constexpr prim::Swizzle kSwizzle =
@@ -28,18 +35,21 @@ struct HopperTile {
   static constexpr int kAtomBytes = 8 * kRowBytes;
   static constexpr int kPieceBytes = kKeys * kRowBytes, kTileBytes = kPieces * kPieceBytes;
   static constexpr int kQueryPieceBytes = 64 * kRowBytes, kQueryBytes = kPieces * kQueryPieceBytes;
-  static constexpr int kStages =
-      std::min(kMostHopperStages, (kHopperSmem - 2048 - kGroups * kQueryBytes) / (2 * kTileBytes));
+  static constexpr int kStages = hopper_rings(kHeadDim, kGroups, kWiden).stages;
   static_assert(kStages >= 2, "a tile of keys is loaded while another is read");
+  // What TMA brings: a piece of a row at a time as it will be read, or whole rows of cells to be widened.
+  static constexpr int kBoxColumns = kWiden ? kHeadDim : kPieceColumns, kBoxes = kHeadDim / kBoxColumns;
+  static constexpr int kBoxRowBytes = kBoxColumns * int(sizeof(Cell));
+  static constexpr int kLandedBytes = kBoxes * kKeys * kBoxRowBytes;
 
   // Of 504, three times what launch bounds leave each warpgroup.
   static constexpr int kProducerRegisters = kHeadDim > 128 ? 40 : 56;
   static constexpr int kConsumerRegisters = (504 - kProducerRegisters) / 2;
 
-  // Shared memory: query rows of each group | keys' stages | values' stages | HopperShared.
-  static constexpr int kKeysAt = kGroups * kQueryBytes;
-  static constexpr int kValuesAt = kKeysAt + kStages * kTileBytes;
+  // Shared memory: keys' stages | values' stages | HopperShared | query rows of each group | cells' stages.
+  static constexpr int kValuesAt = kStages * kTileBytes;
   static constexpr int kSharedAt = kValuesAt + kStages * kTileBytes;
+  static constexpr int kQueryAt = kSharedAt + kHopperSharedBytes;
 
   // Byte of the 16-byte piece `chunk` of a row, where pieces of all rows are piece_bytes apart.
   SKV_DEVICE static uint32_t at(int row, int chunk, int piece_bytes) {
@@ -53,19 +63,23 @@ struct HopperShared {
   // Of a stage: filled; read by all consumers; filled but for rows that have to become zeros.
   uint64_t full_k[kMostHopperStages], empty_k[kMostHopperStages];
   uint64_t full_v[kMostHopperStages], empty_v[kMostHopperStages], raw_v[kMostHopperStages];
+  uint64_t full_raw[kMostRawStages], empty_raw[kMostRawStages];  // of cells that are widened
   uint64_t item_full[kItemSlots], item_empty[kItemSlots];
   uint32_t exists[kMostHopperStages][4];  // which keys of a stage are there
-  AttentionItem items[kItemSlots];        // num_rows 0: there are no more
+  uint32_t raw_exists[kMostRawStages][4];
+  float units[128];                 // what a query row was divided by
+  AttentionItem items[kItemSlots];  // num_rows 0: there are no more
   bool is_last;
 };
+static_assert(sizeof(HopperShared) <= kHopperSharedBytes, "the room left for it");
 
 // A place in a ring of slots, and the parity of the phase that fills it.
 template <int kSlots>
 struct RingPlace {
   int slot = 0, parity = 0;
 
-  SKV_DEVICE void next() {
-    if (++slot == kSlots) {
+  SKV_DEVICE void next(int slots = kSlots) {
+    if (++slot == slots) {
       slot = 0;
       parity ^= 1;
     }
@@ -78,7 +92,7 @@ constexpr int item_readers(int groups) { return 1 + kFillWarps + 4 * groups; }
 enum HopperBarrier { kTurnBarrier = 1, kFillBarrier = 3, kGroupBarrier = 4, kConsumersBarrier = 6 };
 
 template <int kGroups, int kStages>
-SKV_DEVICE void start_hopper_shared(HopperShared& shared) {
+SKV_DEVICE void start_hopper_shared(HopperShared& shared, int raw_stages) {
   const auto init = [](uint64_t& bar, int count) { prim::mbar_init(prim::smem_u32(&bar), count); };
   for (int i = 0; i < kStages; ++i) {
     init(shared.full_k[i], 1);
@@ -86,6 +100,10 @@ SKV_DEVICE void start_hopper_shared(HopperShared& shared) {
     init(shared.raw_v[i], 1);
     init(shared.empty_k[i], 4 * kGroups);
     init(shared.empty_v[i], 4 * kGroups);
+  }
+  for (int i = 0; i < raw_stages; ++i) {
+    init(shared.full_raw[i], 1);
+    init(shared.empty_raw[i], kFillWarps);
   }
   for (int i = 0; i < kItemSlots; ++i) {
     init(shared.item_full[i], 1);

@@ -17,8 +17,10 @@ void launch_attention_of<__nv_bfloat16, __nv_bfloat16>(const AttentionLaunch& la
 template <>
 void launch_attention_of<__nv_bfloat16, __nv_fp8_e4m3>(const AttentionLaunch& launch, int ctas,
                                                        cudaStream_t stream);
-template <class T>
+template <class Cell>
 void launch_hopper_of(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream);
+template <>
+void launch_hopper_of<__nv_fp8_e4m3>(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream);
 template <>
 void launch_hopper_of<__half>(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream);
 template <>
@@ -118,8 +120,9 @@ void delta_prefill(const DeltaPrefillParams& p, void* stream) {
   if (plan.num_tickets > 0) prim::zero_async(launch.tickets, size_t(plan.num_tickets) * 4, s);
   const bool fp8 = p.cache.dtype == DType::kFloat8E4M3, half = p.dtype == DType::kFloat16;
   if (plan.hopper) {
-    half ? launch_hopper_of<__half>(launch, plan.tma, plan.ctas, s)
-         : launch_hopper_of<__nv_bfloat16>(launch, plan.tma, plan.ctas, s);
+    fp8    ? launch_hopper_of<__nv_fp8_e4m3>(launch, plan.tma, plan.ctas, s)
+    : half ? launch_hopper_of<__half>(launch, plan.tma, plan.ctas, s)
+           : launch_hopper_of<__nv_bfloat16>(launch, plan.tma, plan.ctas, s);
   } else if (half) {
     fp8 ? launch_attention_of<__half, __nv_fp8_e4m3>(launch, plan.ctas, s)
         : launch_attention_of<__half, __half>(launch, plan.ctas, s);

@@ -1,10 +1,10 @@
 // The kernel of delta_prefill on sm_90a; delta_prefill.md says why it is as it is.
 //
 // A CTA takes items of the work list in turn.  Its first warpgroup feeds the others: one warp finds items,
-// one issues TMA boxes, two fill in what TMA cannot bring.  One or two consumer warpgroups have 64 rows of
-// the item each and go through its tiles of keys side by side.  Keys and values come through rings of stages
-// of their own; while a group softens the scores of a tile, its product of the tile before with the values is
-// under way, and so are the products of the other group.
+// one issues TMA boxes, two fill in what TMA cannot bring and widen what it brings as fp8.  One or two
+// consumer warpgroups have 64 rows of the item each and go through its tiles of keys side by side.  Keys and
+// values come through rings of stages of their own; while a group softens the scores of a tile, its product
+// of the tile before with the values is under way, and so are the products of the other group.
 //
 // Everything else is as in delta_prefill.cuh, the promise about a row's bits included.
 #pragma once
@@ -14,6 +14,18 @@
 
 namespace skv {
 namespace cuda {
+
+// Calls f(Tag<Out>) with the type of the result: the cache's, beside an fp8 cache what the call says.
+template <class Rows, class F>
+SKV_DEVICE void by_out_type(const DeltaPrefillParams& p, F f) {
+  if constexpr (!Rows::Tile::kWiden) {
+    f(Tag<typename Rows::T>{});
+  } else if (p.dtype == DType::kFloat16) {
+    f(Tag<__half>{});
+  } else {
+    f(Tag<__nv_bfloat16>{});
+  }
+}
 
 // What a consumer warpgroup works with.
 template <class Rows>
@@ -47,10 +59,12 @@ struct Consumer {
 };
 
 // The group's query rows to shared memory, rows past the item's last one as zeros.
-template <class Rows, class T, int kHeadDim>
+template <class Rows>
 SKV_DEVICE void load_query(const AttentionLaunch& launch, const AttentionItem& item, const Rows& rows,
                            unsigned char* to) {
   using Tile = typename Rows::Tile;
+  using T = typename Rows::T;
+  constexpr int kHeadDim = Tile::kHeadDim;
   const int thread = int(threadIdx.x) % kGroupThreads;
   prim::named_barrier_sync(kGroupBarrier + rows.group, kGroupThreads);  // nobody reads the last item's
   for (int i = thread; i < 64 * (kHeadDim / 8); i += kGroupThreads) {
@@ -75,10 +89,10 @@ SKV_DEVICE void attend_tiles(Consumer<Rows>& c, Rows& rows, const AttentionItem&
   typename Rows::Scores s;
   float shrink[2];
   const auto soften = [&] {  // scores that are there, and their keys no longer needed
-    scale.apply(s);
+    rows.scale_scores(s, scale);
     rows.mask(s, launch.p, item, launch.group, c.shared.exists[c.keys.slot], tile * Rows::kKeys);
     c.release_keys();
-    return rows.soften(s, scale.scale2, shrink);
+    return rows.soften(s, scale, shrink);
   };
   c.wait_keys();
   c.take_turn(rows.group);
@@ -115,7 +129,7 @@ SKV_DEVICE void attend_tiles(Consumer<Rows>& c, Rows& rows, const AttentionItem&
 }
 
 // One item, all but the folding of parts that other CTAs have stored.  One warpgroup.
-template <class Rows, class T, int kHeadDim>
+template <class Rows>
 SKV_DEVICE void attend_item(Consumer<Rows>& c, Rows& rows, const AttentionItem& item, unsigned char* query) {
   const AttentionLaunch& launch = c.launch;
   const DeltaPrefillParams& p = launch.p;
@@ -129,7 +143,11 @@ SKV_DEVICE void attend_item(Consumer<Rows>& c, Rows& rows, const AttentionItem& 
     return;
   }
   c.in_turns = item.num_rows > 64;
-  load_query<Rows, T, kHeadDim>(launch, item, rows, query);
+  if constexpr (Rows::Tile::kWiden) {
+    load_query_in_units(launch, item, c.shared, rows, query);
+  } else {
+    load_query(launch, item, rows, query);
+  }
   rows.look_at(p, item, launch.group);
   rows.clear();
   const ScoreScale scale(p, p.softmax_scale * scale_of(p.k_scale, item.b, item.kv_head));
@@ -139,27 +157,31 @@ SKV_DEVICE void attend_item(Consumer<Rows>& c, Rows& rows, const AttentionItem& 
     const int part_end = min(item.first_tile + (part + 1) * item.part_tiles, item.tile_end);
     if (tile < part_end) attend_tiles(c, rows, item, scale, tile, part_end);
     tile = max(tile, part_end);
+    rows.settle(scale);
     if (item.splits > 1) {
-      if (tile > item.tile_begin) store_part<T, kHeadDim>(launch, item, rows, part, scale.scale2);
+      if (tile > item.tile_begin)
+        store_part<typename Rows::T, Rows::Tile::kHeadDim>(launch, item, rows, part, scale.scale2);
     } else {
       fold_kept(launch, rows, part == item.part_begin, part + 1 >= item.part_end, scale.scale2);
     }
     if (++part < item.part_end && tile < item.tile_end) rows.clear();
   } while (tile < item.tile_end);
-  if (item.splits == 1) store_rows<T>(launch, item, rows, launch.group);
+  if (item.splits > 1) return;
+  by_out_type<Rows>(
+      p, [&](auto out) { store_rows<typename decltype(out)::type>(launch, item, rows, launch.group); });
 }
 
 // The consumer warpgroups: all items, and the folding of those whose last part is theirs.
-template <class Rows, class T, int kHeadDim>
+template <class Rows>
 SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, unsigned char* smem) {
   using Tile = typename Rows::Tile;
   const int thread = int(threadIdx.x) - kGroupThreads;
   Rows rows(thread);
-  unsigned char* const query = smem + rows.group * Tile::kQueryBytes;
+  unsigned char* const query = smem + Tile::kQueryAt + rows.group * Tile::kQueryBytes;
   Consumer<Rows> c{launch,
                    shared,
                    prim::smem_u32(query),
-                   prim::smem_u32(smem + Tile::kKeysAt),
+                   prim::smem_u32(smem),
                    prim::smem_u32(smem + Tile::kValuesAt),
                    {},
                    {},
@@ -167,7 +189,7 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
   // Group 0 has the first turn; the last one that group 1 gives is taken at the end.
   if (rows.group == 1) c.give_turn(1);
   for_each_item(shared, [&](const AttentionItem& item) {
-    attend_item<Rows, T, kHeadDim>(c, rows, item, query);
+    attend_item(c, rows, item, query);
     if (item.splits == 1) return;
     prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);
     if (thread == 0) {
@@ -175,28 +197,32 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
           prim::atomic_add_acq_rel(launch.tickets + item.first_item, 1) == uint32_t(item.splits - 1);
     }
     prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);
-    if (shared.is_last) combine_parts<T, kHeadDim>(launch, item, launch.group, thread, Rows::kThreads);
+    if (!shared.is_last) return;
+    by_out_type<Rows>(launch.p, [&](auto out) {
+      using Out = typename decltype(out)::type;
+      combine_parts<Out, Tile::kHeadDim>(launch, item, launch.group, thread, Rows::kThreads);
+    });
   });
   c.in_turns = Rows::kThreads > kGroupThreads;
   if (rows.group == 0) c.take_turn(0);
 }
 
 // kGroups: consumer warpgroups.
-template <class T, int kHeadDim, int kGroups>
+template <class Cell, int kHeadDim, int kGroups>
 __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
     delta_prefill_hopper_kernel(const __grid_constant__ HopperLaunch launch) {
-  using Rows = HopperRows<T, kHeadDim, kGroups>;
+  using Rows = HopperRows<Cell, kHeadDim, kGroups>;
   using Tile = typename Rows::Tile;
   SKV_DYNAMIC_SMEM(smem);
   HopperShared& shared = *reinterpret_cast<HopperShared*>(smem + Tile::kSharedAt);
   const AttentionLaunch& a = launch.a;
   if (!is_schedule_of(a)) return;
-  if (threadIdx.x == 0) start_hopper_shared<kGroups, Tile::kStages>(shared);
+  if (threadIdx.x == 0) start_hopper_shared<kGroups, Tile::kStages>(shared, launch.raw_stages);
   __syncthreads();
   const int thread = int(threadIdx.x), warp = __shfl_sync(kFullMask, thread / kWarpSize, 0);
   if (warp >= 4) {
     if constexpr (kGroups == 2) prim::setmaxnreg_inc<Tile::kConsumerRegisters>();
-    consume<Rows, T, kHeadDim>(a, shared, smem);
+    consume<Rows>(a, shared, smem);
     return;
   }
   if constexpr (kGroups == 2) prim::setmaxnreg_dec<Tile::kProducerRegisters>();
@@ -206,7 +232,7 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
   } else if (warp == 1) {
     load_by_tma<Tile>(launch, shared, smem, thread % kWarpSize);
   } else {
-    fill_by_hand<Tile, T>(launch, shared, smem, thread - 2 * kWarpSize);
+    fill_by_hand<Tile>(launch, shared, smem, thread - 2 * kWarpSize);
   }
 }
 
@@ -214,15 +240,15 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
 
 template <class Tile>
 prim::TensorMap cache_map(const CacheView& view, const CacheShape& cache) {
-  constexpr int64_t kBytes = 2;
+  constexpr int64_t kBytes = sizeof(typename Tile::Cell);
   const auto stride = [](int64_t elements, int64_t size) {  // of a dimension of one element: any will do
     return uint64_t(size == 1 ? 16 : elements * kBytes);
   };
-  prim::TensorMapSpec spec{view.data, kBytes, 4, {}, {}, {}, Tile::kSwizzle};
-  const int64_t sizes[4] = {Tile::kPieces * Tile::kPieceColumns, cache.num_kv_heads, cache.block_size,
-                            cache.num_blocks};
+  prim::TensorMapSpec spec{
+      view.data, kBytes, 4, {}, {}, {}, Tile::kWiden ? prim::Swizzle::kNone : Tile::kSwizzle};
+  const int64_t sizes[4] = {Tile::kHeadDim, cache.num_kv_heads, cache.block_size, cache.num_blocks};
   const int64_t strides[4] = {1, view.head_stride, view.token_stride, view.block_stride};
-  const int boxes[4] = {Tile::kPieceColumns, 1, std::min(cache.block_size, Tile::kKeys), 1};
+  const int boxes[4] = {Tile::kBoxColumns, 1, std::min(cache.block_size, Tile::kKeys), 1};
   for (int i = 0; i < 4; ++i) {
     spec.size[i] = uint64_t(sizes[i]);
     spec.stride_bytes[i] = stride(strides[i], sizes[i]);
@@ -231,43 +257,47 @@ prim::TensorMap cache_map(const CacheView& view, const CacheShape& cache) {
   return prim::make_tensor_map(spec);
 }
 
-template <class T, int kHeadDim, int kGroups>
+template <class Cell, int kHeadDim, int kGroups>
 void launch_hopper_kernel(const AttentionLaunch& a, bool tma, int ctas, cudaStream_t stream) {
-  using Tile = HopperTile<T, kHeadDim, kGroups>;
-  constexpr int kSmem = Tile::kSharedAt + int(sizeof(HopperShared));
-  static_assert(kSmem <= kHopperSmem, "the room left for HopperShared is too small");
-  HopperLaunch launch{a, {}, {}, tma};
+  using Tile = HopperTile<Cell, kHeadDim, kGroups>;
+  const int groups = a.tile_rows > 64 ? 2 : 1;  // that will have rows
+  const HopperRings rings = hopper_rings(kHeadDim, groups, Tile::kWiden);
+  HopperLaunch launch{a, {}, {}, tma, Tile::kQueryAt + groups * Tile::kQueryBytes, rings.raw_stages};
   if (tma) {
     launch.k_map = cache_map<Tile>(a.p.k_cache, a.p.cache);
     launch.v_map = cache_map<Tile>(a.p.v_cache, a.p.cache);
   }
-  prim::launch(delta_prefill_hopper_kernel<T, kHeadDim, kGroups>, dim3(unsigned(ctas)),
-               (kGroups + 1) * kGroupThreads, kSmem, stream, launch);
+  prim::launch(delta_prefill_hopper_kernel<Cell, kHeadDim, kGroups>, dim3(unsigned(ctas)),
+               (kGroups + 1) * kGroupThreads, size_t(rings.bytes), stream, launch);
 }
 
-template <class T, int kHeadDim>
+// Of fp8 one kernel for both: up to 64 rows its second group looks on, and has no query rows in shared
+// memory.
+template <class Cell, int kHeadDim>
 void launch_hopper(const AttentionLaunch& a, bool tma, int ctas, cudaStream_t stream) {
-  a.tile_rows > 64 ? launch_hopper_kernel<T, kHeadDim, 2>(a, tma, ctas, stream)
-                   : launch_hopper_kernel<T, kHeadDim, 1>(a, tma, ctas, stream);
+  if constexpr (sizeof(Cell) > 1) {
+    if (a.tile_rows <= 64) return launch_hopper_kernel<Cell, kHeadDim, 1>(a, tma, ctas, stream);
+  }
+  launch_hopper_kernel<Cell, kHeadDim, 2>(a, tma, ctas, stream);
 }
 
-// Every head_dim of one type, in a file each: delta_prefill_*_sm90.cu.
-template <class T>
+// Every head_dim of one type of cache, in a file each: delta_prefill_*_sm90.cu.
+template <class Cell>
 void launch_hopper_of(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream);
 
-template <class T>
+template <class Cell>
 void launch_hopper_by_head_dim(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream) {
   switch (launch.p.cache.head_dim) {
     case 64:
-      return launch_hopper<T, 64>(launch, tma, ctas, stream);
+      return launch_hopper<Cell, 64>(launch, tma, ctas, stream);
     case 96:
-      return launch_hopper<T, 96>(launch, tma, ctas, stream);
+      return launch_hopper<Cell, 96>(launch, tma, ctas, stream);
     case 128:
-      return launch_hopper<T, 128>(launch, tma, ctas, stream);
+      return launch_hopper<Cell, 128>(launch, tma, ctas, stream);
     case 192:
-      return launch_hopper<T, 192>(launch, tma, ctas, stream);
+      return launch_hopper<Cell, 192>(launch, tma, ctas, stream);
     default:
-      return launch_hopper<T, 256>(launch, tma, ctas, stream);
+      return launch_hopper<Cell, 256>(launch, tma, ctas, stream);
   }
 }
 

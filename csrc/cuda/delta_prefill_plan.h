@@ -16,6 +16,24 @@ constexpr int tile_keys(int head_dim) { return head_dim > 128 ? 32 : 64; }
 constexpr int hopper_tile_keys(int head_dim) { return head_dim > 128 ? 64 : 128; }
 constexpr int kChunkKeys = 1024;
 
+// Shared memory of a CTA on sm_90a: rings of stages for keys and for values, as many stages each; query rows
+// of `groups` warpgroups; what the warps tell one another.  Cells of fp8 land in a third ring, keys and
+// values in turn, and are widened from there: two stages for each are enough for those, all the rest is for
+// what is on its way.
+constexpr int kHopperSmem = 227 * 1024, kHopperSharedBytes = 2048;
+constexpr int kMostHopperStages = 4, kMostRawStages = 8;
+
+struct HopperRings {
+  int stages, raw_stages, bytes;
+};
+constexpr HopperRings hopper_rings(int head_dim, int groups, bool fp8) {
+  const int tile = hopper_tile_keys(head_dim) * head_dim * 2, raw = fp8 ? tile / 2 : 0;
+  const int fixed = kHopperSharedBytes + groups * 64 * head_dim * 2, room = kHopperSmem - fixed;
+  const int stages = fp8 ? 2 : std::min(kMostHopperStages, room / (2 * tile));
+  const int raw_stages = fp8 ? std::min(kMostRawStages, (room - 2 * stages * tile) / raw) : 0;
+  return {stages, raw_stages, fixed + 2 * stages * tile + raw_stages * raw};
+}
+
 struct PrefillDevice {
   int multiprocessors;
   bool sm90;  // exactly: wgmma is in no other architecture
@@ -84,7 +102,7 @@ inline void choose_kernel(const DeltaPrefillParams& p, const PrefillDevice& devi
   const int64_t max_rows = int64_t(p.max_seqlen_q) * (p.num_heads / p.cache.num_kv_heads);
   const int64_t bytes = element_size(p.cache.dtype);
   plan.tma = fits_tensor_map(p.k_cache, p.cache, bytes) && fits_tensor_map(p.v_cache, p.cache, bytes);
-  plan.hopper = device.sm90 && p.cache.dtype == p.dtype && (p.num_splits < 0 || (plan.tma && max_rows > 16));
+  plan.hopper = device.sm90 && (p.num_splits < 0 || (plan.tma && max_rows > 16));
   plan.tma = plan.tma && plan.hopper;
   plan.list = plan.hopper ? hopper_list(max_rows, p.cache.head_dim, p.num_splits, device)
                           : portable_list(max_rows, p.cache.head_dim, p.num_splits, device);

@@ -59,8 +59,14 @@ void kernels() {
       {{kA100, 5, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 64, 216}},
       {{kB200, 512, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 128, 296}},
       {{kA100, 512, 32, 8, 192, 0, kBf16, 16, 0}, {false, false, 32, 64, 216}},
-      // fp8, blocks of fewer than eight tokens, rows that do not start at multiples of 16 bytes.
-      {{kH200, 512, 32, 8, 128, 0, kFp8, 16, 0}, {false, false, 64, 128, 264}},
+      // An fp8 cache as any other.
+      {{kH200, 4, 32, 8, 128, 0, kFp8, 16, 0}, {false, false, 64, 16, 264}},
+      {{kH200, 5, 32, 8, 128, 0, kFp8, 16, 0}, {true, true, 128, 64, 132}},
+      {{kH200, 512, 32, 8, 128, 0, kFp8, 16, 0}, {true, true, 128, 128, 132}},
+      {{kA100, 512, 32, 8, 128, 0, kFp8, 16, 0}, {false, false, 64, 128, 216}},
+      // Blocks of fewer than eight tokens, rows that do not start at multiples of 16 bytes.
+      {{kH200, 512, 32, 8, 128, 0, kFp8, 4, 0}, {false, false, 64, 128, 264}},
+      {{kH200, 512, 32, 8, 128, 0, kFp8, 16, 8}, {false, false, 64, 128, 264}},
       {{kH200, 512, 32, 8, 128, 0, kBf16, 4, 0}, {false, false, 64, 128, 264}},
       {{kH200, 512, 32, 8, 128, 0, kBf16, 16, 8}, {false, false, 64, 128, 264}},
       // Batch-invariant: one instruction for all row counts and layouts.
@@ -68,7 +74,8 @@ void kernels() {
       {{kH200, 512, 32, 8, 128, -1, kBf16, 16, 0}, {true, true, 128, 128, 132}},
       {{kH200, 1, 32, 8, 128, -1, kBf16, 4, 0}, {true, false, 128, 64, 132}},
       {{kH200, 512, 32, 8, 128, -1, kBf16, 16, 2}, {true, false, 128, 128, 132}},
-      {{kH200, 512, 32, 8, 128, -1, kFp8, 16, 0}, {false, false, 64, 128, 264}},
+      {{kH200, 1, 32, 8, 128, -1, kFp8, 16, 0}, {true, true, 128, 64, 132}},
+      {{kH200, 512, 32, 8, 128, -1, kFp8, 16, 8}, {true, false, 128, 128, 132}},
       {{kA100, 1, 32, 8, 128, -1, kBf16, 16, 0}, {false, false, 64, 16, 216}},
   };
   int row = 0;
@@ -83,6 +90,32 @@ void kernels() {
     }
     CHECK(same);
     ++row;
+  }
+}
+
+// Stages of keys and of values, of cells to be widened, and the shared memory of a CTA.
+void rings() {
+  const struct {
+    int head_dim, groups;
+    bool fp8;
+    int stages, raw_stages, kilobytes;
+  } table[] = {
+      {64, 1, false, 4, 0, 138},  {64, 2, false, 4, 0, 146},  {96, 2, false, 4, 0, 218},
+      {128, 1, false, 3, 0, 210}, {128, 2, false, 3, 0, 226}, {192, 1, false, 4, 0, 218},
+      {192, 2, false, 3, 0, 194}, {256, 1, false, 3, 0, 226}, {256, 2, false, 2, 0, 194},
+      {64, 1, true, 2, 8, 138},   {64, 2, true, 2, 8, 146},   {96, 2, true, 2, 8, 218},
+      {128, 1, true, 2, 5, 226},  {128, 2, true, 2, 4, 226},  {192, 1, true, 2, 8, 218},
+      {192, 2, true, 2, 6, 218},  {256, 1, true, 2, 4, 226},  {256, 2, true, 2, 2, 226},
+  };
+  for (const auto& want : table) {
+    const cuda::HopperRings got = cuda::hopper_rings(want.head_dim, want.groups, want.fp8);
+    const bool same =
+        got.stages == want.stages && got.raw_stages == want.raw_stages && got.bytes == want.kilobytes * 1024;
+    if (!same) {
+      std::fprintf(stderr, "head_dim %d, %d groups, fp8 %d: %d and %d stages, %d bytes\n", want.head_dim,
+                   want.groups, want.fp8, got.stages, got.raw_stages, got.bytes);
+    }
+    CHECK(same && got.bytes <= cuda::kHopperSmem);
   }
 }
 
@@ -132,6 +165,7 @@ void workspaces() {
 
 int main() {
   kernels();
+  rings();
   lists();
   workspaces();
   std::printf("plans are as the table says\n");

@@ -2,11 +2,12 @@
 
 from .planted_bug import Bug, Kernel
 
-KERNEL, LOAD, ROWS, TILE = (
+KERNEL, LOAD, ROWS, TILE, WIDEN = (
     "delta_prefill_hopper.cuh",
     "attention_hopper_load.cuh",
     "attention_hopper_rows.cuh",
     "attention_hopper_tile.cuh",
+    "attention_hopper_widen.cuh",
 )
 
 KERNELS = [
@@ -78,6 +79,57 @@ KERNELS = [
                     KERNEL,
                     "prim::wgmma_wait<0>();\n    c.release_values();",
                     "c.release_values();\n    prim::wgmma_wait<0>();",
+                    "race",
+                ),
+            ],
+        },
+    ),
+    Kernel(
+        "delta_prefill_hopper_fp8",
+        "delta_prefill_hopper_fp8",
+        none="narrow",
+        shared="bounds mask syncwarp",
+        bugs={
+            "barrier": [
+                Bug(LOAD, "prim::named_barrier_sync(kFillBarrier, kFillThreads);", "", "race"),
+                Bug(WIDEN, "prim::named_barrier_sync(kGroupBarrier + rows.group, kGroupThreads);", "", "race", nth=1),
+            ],
+            "wait": [
+                Bug(LOAD, "wait_full(shared.full_raw[raw.slot], raw.parity);", ""),
+                Bug(LOAD, "wait_empty(empty, at.parity);", "", "race"),
+                Bug(LOAD, "wait_empty(shared.empty_raw[raw.slot], raw.parity);", "", "race"),
+                Bug(LOAD, "arrive_warp(shared.empty_raw[raw.slot]);", ""),
+            ],
+            "fence": [
+                Bug(LOAD, "prim::fence_proxy_async();", "", "race"),
+                Bug(WIDEN, "prim::fence_proxy_async();", "", "race"),
+            ],
+            "init": [
+                Bug(TILE, "init(shared.empty_raw[i], kFillWarps);", "init(shared.empty_raw[i], 1);"),
+                Bug(WIDEN, "shared.units[of_item] = unit;", "shared.units[of_item] = 1.f;"),
+                Bug(ROWS, "return Tile::kWiden && scale.does_nothing() ? __fmul_rn(x, unit[h]) : x;", "return x;"),
+                Bug(ROWS, "s[i] = __fmul_rn(s[i], unit[i / 2 % 2]);", ";"),
+                Bug(ROWS, "s[i] = __fmul_rn(s[i], unit[i / 2 % 2]);", "s[i] = __fmul_rn(s[i], unit[i % 2]);"),
+                Bug(ROWS, "sum[0][h] = __fmul_rn(sum[0][h], kDrop);", ""),
+            ],
+            "stride": [
+                Bug(LOAD, "land(launch.v_map);", "land(launch.k_map);"),
+                Bug(WIDEN, "Tile::at(at / kChunks, at % kChunks, Tile::kPieceBytes)", "uint32_t(at * 16)"),
+                Bug(LOAD, "shared.exists[slot][thread] = shared.raw_exists[raw.slot][thread];", ""),
+            ],
+            "tail": [
+                Bug(WIDEN, "row >= end", "row > end"),
+                Bug(WIDEN, "row < begin", "row < begin - 1"),
+            ],
+            "align": [
+                Bug(WIDEN, "if (aligned_rows) {", "if (true) {", "asan"),
+            ],
+            "order": [
+                Bug(LOAD, "raw.next(launch.raw_stages);\n        };\n        widen", "};\n        widen"),
+                Bug(
+                    LOAD,
+                    "wait_empty(empty, at.parity);",
+                    "wait_empty(empty, at.parity);\n          arrive_warp(shared.empty_raw[raw.slot]);",
                     "race",
                 ),
             ],

@@ -21,6 +21,7 @@ SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16)
 SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
 SMALL_WITHOUT_HOPPER(__half)
 SMALL_WITHOUT_HOPPER(__nv_bfloat16)
+SMALL_WITHOUT_HOPPER(__nv_fp8_e4m3)
 
 namespace {
 

@@ -17,6 +17,7 @@ SMALL_WITHOUT_ATTENTION(__half, __nv_fp8_e4m3)
 SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16)
 SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
 SMALL_WITHOUT_HOPPER(__nv_bfloat16)
+SMALL_WITHOUT_HOPPER(__nv_fp8_e4m3)
 
 namespace {
 
