@@ -77,7 +77,7 @@ def test_attention_and_linears_run_on_tensor_cores_and_asynchronous_copies():
             for arch, text in archs.items():
                 assert "HMMA>=" in text or "HGMMA>=" in text, f"{kernel} on {arch}"
                 assert "LDGSTS>=" in text or "UTMALDG>=" in text, f"{kernel} on {arch}"
-    for stem in ("delta_prefill_bf16_sm90", "delta_prefill_f16_sm90"):
+    for stem in ("delta_prefill_bf16_sm90", "delta_prefill_f16_sm90", "delta_prefill_fp8_sm90"):
         for kernel, archs in MANIFEST["kernels"][stem].items():
             assert set(archs) == {"sm_90a"}, kernel
             assert {"HGMMA", "UTMALDG"} <= {w.split(">=")[0] for w in archs["sm_90a"].split()}, kernel

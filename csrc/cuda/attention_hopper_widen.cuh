@@ -2,8 +2,8 @@
 //
 // Every value of e4m3 is one of f16, at one instruction for two of them, so both products are of f16 whatever
 // the query's type.  A query row in bf16 has the range of float, f16 has not: a row is divided by a power of
-// two that brings its largest element just below f16's largest value.  What is then too small for f16 is
-// smaller than that one by 2^29 and more, less than float sums of the products can tell.  Scores are
+// two that brings its largest element just below f16's largest value.  What loses bits then is below 2^-32 of
+// that one, and what it loses below 2^-40: less than float sums of the products can tell.  Scores are
 // multiplied by the same power of two again.
 #pragma once
 

@@ -110,24 +110,25 @@ inline void expect_bulk_store(const uint32_t* in, uint32_t* want) {
   for (int i = 0; i < 3 * kBulkWords; ++i) want[i] = in[i] + 1;
 }
 
-// ---- boxes of a tensor of 16-bit elements, partly outside of it ----
+// ---- boxes of a tensor of elements of one or two bytes, partly outside of it ----
 
-template <int kRank, Swizzle kSwizzle>
+template <int kRank, Swizzle kSwizzle, int kElement = 2>
 struct Box {
-  static constexpr int kWidth = kSwizzle == Swizzle::kNone ? 40 : swizzle_bytes(kSwizzle) / 2;
+  static constexpr int kWidth =
+      kSwizzle == Swizzle::kNone ? 80 / kElement : swizzle_bytes(kSwizzle) / kElement;
   static constexpr int kSize[5] = {72, 5, 3, 4, 2};
-  static constexpr int kStride[5] = {2, 160, 800, 2432, 9728};  // bytes
+  static constexpr int kStride[5] = {kElement, 160, 800, 2432, 9728};  // bytes
   static constexpr int kBox[5] = {kWidth, 4, 2, 3, 2};
   static constexpr int kAt[5] = {kRank == 2 ? 44 : -8, 2, -1, -1, 1};
   static constexpr int kTensorWords = kSize[kRank - 1] * kStride[kRank - 1] / 4;
 
-  static constexpr int kBytes = 2 * kBox[0] * kBox[1] * (kRank > 2 ? kBox[2] : 1) *
+  static constexpr int kBytes = kElement * kBox[0] * kBox[1] * (kRank > 2 ? kBox[2] : 1) *
                                 (kRank > 3 ? kBox[3] : 1) * (kRank > 4 ? kBox[4] : 1);
 
   static prim::TensorMap map(const void* base) {
     prim::TensorMapSpec spec{};
     spec.base = base;
-    spec.element_bytes = 2;
+    spec.element_bytes = kElement;
     spec.rank = kRank;
     spec.swizzle = kSwizzle;
     for (int k = 0; k < kRank; ++k) {
@@ -140,7 +141,7 @@ struct Box {
   // Calls f(byte in shared memory, byte in the tensor or -1) for every element of the box.
   template <class F>
   static void for_each(F f) {
-    for (int i = 0; i < kBytes / 2; ++i) {
+    for (int i = 0; i < kBytes / kElement; ++i) {
       int rest = i, at = 0;
       bool inside = true;
       for (int k = 0; k < kRank; ++k) {
@@ -149,7 +150,7 @@ struct Box {
         inside = inside && x >= 0 && x < kSize[k];
         at += x * kStride[k];
       }
-      f(swizzled_offset(2 * i, kSwizzle), inside ? at : -1);
+      f(swizzled_offset(kElement * i, kSwizzle), inside ? at : -1);
     }
   }
 };
@@ -160,11 +161,11 @@ struct BoxParams {
   int at[5];
 };
 
-template <int kRank, Swizzle kSwizzle>
+template <int kRank, Swizzle kSwizzle, int kElement>
 __global__ void tma_load_kernel(const __grid_constant__ BoxParams p) {
   SKV_DYNAMIC_SMEM(smem);
   SKV_SHARED(bar_word, uint64_t);
-  constexpr int kBytes = Box<kRank, kSwizzle>::kBytes;
+  constexpr int kBytes = Box<kRank, kSwizzle, kElement>::kBytes;
   const uint32_t bar = prim::smem_u32(&bar_word);
   if (threadIdx.x == 0) {
     prim::prefetch_tensor_map(&p.map);
@@ -180,17 +181,18 @@ __global__ void tma_load_kernel(const __grid_constant__ BoxParams p) {
   const uint32_t* words = reinterpret_cast<const uint32_t*>(smem);
   for (int i = int(threadIdx.x); i < kBytes / 4; i += int(blockDim.x)) p.out[i] = words[i];
 }
-template <int kRank, Swizzle kSwizzle>
+template <int kRank, Swizzle kSwizzle, int kElement>
 void launch_tma_load(const uint32_t* in, uint32_t* out, cudaStream_t stream) {
-  using B = Box<kRank, kSwizzle>;
+  using B = Box<kRank, kSwizzle, kElement>;
   BoxParams p{B::map(in), in, out, {}};
   for (int k = 0; k < kRank; ++k) p.at[k] = B::kAt[k];
-  prim::launch(tma_load_kernel<kRank, kSwizzle>, dim3(1), 64, size_t(B::kBytes), stream, p);
+  prim::launch(tma_load_kernel<kRank, kSwizzle, kElement>, dim3(1), 64, size_t(B::kBytes), stream, p);
 }
-template <int kRank, Swizzle kSwizzle>
+template <int kRank, Swizzle kSwizzle, int kElement>
 void expect_tma_load(const uint32_t* in, uint32_t* want) {
-  Box<kRank, kSwizzle>::for_each([&](int shared, int global) {
-    set_half_word(want, shared / 2, global < 0 ? 0 : half_word(in, global / 2));
+  Box<kRank, kSwizzle, kElement>::for_each([&](int shared, int global) {
+    const uint8_t zeros[2] = {}, *from = reinterpret_cast<const uint8_t*>(in) + global;
+    std::memcpy(reinterpret_cast<uint8_t*>(want) + shared, global < 0 ? zeros : from, kElement);
   });
 }
 
@@ -352,16 +354,16 @@ PrimCase wgmma_case(const char* name) {
           Case::fill,   launch_words<wgmma_kernel<T, kN, kA, kTransposedB, kSwizzle>, 1, 128, kImage * 4>,
           Case::expect, 0};
 }
-template <int kRank, Swizzle kSwizzle>
+template <int kRank, Swizzle kSwizzle, int kElement = 2>
 PrimCase tma_load_case(const char* name) {
-  using B = Box<kRank, kSwizzle>;
+  using B = Box<kRank, kSwizzle, kElement>;
   return {name,
           Needs::kHopper,
           B::kTensorWords,
           B::kBytes / 4,
           fill_hash<B::kTensorWords>,
-          launch_tma_load<kRank, kSwizzle>,
-          expect_tma_load<kRank, kSwizzle>,
+          launch_tma_load<kRank, kSwizzle, kElement>,
+          expect_tma_load<kRank, kSwizzle, kElement>,
           0};
 }
 template <int kRank, Swizzle kSwizzle>
@@ -399,6 +401,7 @@ inline std::vector<PrimCase> hopper_cases() {
       tma_load_case<4, k128>("tma_load 4D, swizzle 128"),
       tma_load_case<5, k128>("tma_load 5D, swizzle 128"),
       tma_load_case<5, kNone>("tma_load 5D"),
+      tma_load_case<4, kNone, 1>("tma_load 4D of bytes"),
       tma_store_case<2, kNone>("tma_store 2D"),
       tma_store_case<3, k32>("tma_store 3D, swizzle 32"),
       tma_store_case<4, k64>("tma_store 4D, swizzle 64"),
