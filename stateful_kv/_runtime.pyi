@@ -62,6 +62,9 @@ class DraftIndex:
     def fork(self) -> DraftIndex: ...
     def propose(self, k: int, latest: bool = True) -> NDArray[np.int32]:
         """At most k tokens that followed the last n-gram before, for the longest n that occurred; may be empty."""
+    def occurrences(self, shortest: int = 1) -> NDArray[np.int64]:
+        """Where tokens lie that followed earlier occurrences of the last n tokens, for the longest n, latest first,
+        then of shorter ones; at most 32 places are looked at."""
     def __len__(self) -> int: ...
 
 class StepInfo:
@@ -88,6 +91,9 @@ class StepInfo:
         """Longest block table of the batch."""
     @property
     def any_sampled(self) -> bool: ...
+    @property
+    def has_trees(self) -> bool:
+        """Whether some sequence's drafts are a tree: tree_mask, parents, out_rows, plan_moves()."""
 
 class AheadInfo:
     """The most that a step of the device may have; see stateful_kv.runtime."""
@@ -122,10 +128,12 @@ class Runtime:
         prefix_cache: bool = True,
         policy: str = "lru",
         num_relatives: int = 0,
+        num_branches: int = 0,
     ) -> None:
         """max_blocks_per_seq 0 means num_blocks; num_drafts 0 turns speculation off; prefix_cache=False keeps every
         session (with its forks) to itself and drops its KV on close; policy: "lru" or "turns"; num_relatives: how many
-        related sessions of the namespace a session drafts from."""
+        related sessions of the namespace a session drafts from; num_branches: how many other continuations may make the
+        drafts (then 63 at most) a tree, 0 to 16."""
     @property
     def buffers(self) -> dict[str, np.ndarray]:
         """Zero-copy views of the step's arrays."""
@@ -169,6 +177,9 @@ class Runtime:
         Returns a request id of its own."""
     def plan(self) -> StepInfo | None:
         """Makes the next step and fills the buffers; None when no request is left."""
+    def plan_moves(self) -> int:
+        """Of a step with trees, before commit(): fills move_src, move_dst and cu_moves with the accepted rows whose KV
+        is to be moved (ops.compact_kv); returns how many."""
     def commit(self, seconds: float = 0.0) -> list[tuple[int, list[int], str | None]]:
         """Takes the step's results: (request id, new tokens, None | "stop" | "length") per request that got tokens.
         seconds: what the step took; draft lengths then follow cost and acceptance."""

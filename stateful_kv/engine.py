@@ -36,12 +36,14 @@ class Engine:
     without, alone or in any batch and in any chunking (same processor, build and model); False = attention may split
     its work by what the batch looks like, and on the CPU read the KV of one or a few tokens where it lies, which is
     faster in long contexts, and on a GPU the linears are torch's. None = True on the CPU, False on CUDA, until the
-    linears that True takes there have been timed.
+    linears that True takes there have been timed. Trees of drafts (PromptLookup's branches) exclude it: a branch's keys
+    are elsewhere while it is verified than in a chain, which changes the order of sums. Where branches are asked for,
+    None is False.
 
     device_loop: True = steps that decode, verify or ingest short deltas run without the host (device_step.py), on a GPU
     as replays of CUDA graphs; the host is one step behind, so that a call of step() returns the events of the step
     before. Answers are the same. Steps of long deltas, of a full pool or with drafts from other conversations are the
-    host's as before.
+    host's as before. Its drafts are chains: branches are refused.
 
     response_cache: how many answers to keep for prompts that come again: the same tokens in the same namespace, greedy
     or with the same seed, and the same parameters. Such a turn is not computed (TurnStats.from_response_cache); its KV
@@ -78,7 +80,11 @@ class Engine:
             raise NotImplementedError(
                 "Engine: the model's dtype is float32 on cuda, expected float16 or bfloat16: pass dtype=torch.bfloat16"
             )
-        self.deterministic = model.device.type == "cpu" if deterministic is None else bool(deterministic)
+        draft = speculation or PromptLookup()
+        if deterministic is None:
+            deterministic = model.device.type == "cpu" and draft.branches == 0
+        self.deterministic = bool(deterministic)
+        _require_trees_fit(draft, model, self.deterministic, device_loop)
         if self.deterministic:
             model = model.row_independent()
         self.model, self.block_size = model, block_size
@@ -86,7 +92,6 @@ class Engine:
         max_blocks_per_seq = -(-self.max_length // block_size)
         if num_blocks is None:
             num_blocks = _default_num_blocks(model, block_size, max_blocks_per_seq * max_seqs)
-        draft = speculation or PromptLookup()
         self._runtime = Runtime(
             num_blocks=num_blocks,
             block_size=block_size,
@@ -100,6 +105,7 @@ class Engine:
             prefix_cache=prefix_cache,
             policy=eviction,
             num_relatives=draft.relatives,
+            num_branches=draft.branches,
         )
         num_splits = -1 if self.deterministic else 0
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime, num_splits)
@@ -200,10 +206,11 @@ class Engine:
             self._events = [event for event in self._events if event.request_id != request_id]
 
     def stats(self) -> dict[str, int]:
-        """Counters and the state of the pool: rows_fed (rows that entered the model), steps, blocks_copied, and all of
-        runtime.Runtime.stats()."""
+        """Counters and the state of the pool: rows_fed (rows that entered the model), steps, blocks_copied, tree_steps
+        (steps in which some drafts were a tree), and all of runtime.Runtime.stats()."""
         loops = [self._loop, *filter(None, [self._loop.device_loop])]
         own = {name: sum(getattr(loop, name) for loop in loops) for name in ("rows_fed", "steps", "blocks_copied")}
+        own["tree_steps"] = self._loop.tree_steps
         return {**self._runtime.stats(), **own, **self._responses.stats()}
 
     def score(self, tokens: Tokens) -> Tensor:
@@ -319,6 +326,8 @@ class Engine:
             "accepted_spans",
             "drafted_relatives",
             "accepted_relatives",
+            "drafted_branches",
+            "accepted_branches",
         )
         stats["reused_tokens"] = min(stats["reused_tokens"], stats["prompt_tokens"] - 1)  # one row is fed at least
         turn_stats = TurnStats(
@@ -357,6 +366,24 @@ class Engine:
             # Computed to its end already. Whatever the session did since then builds on the whole answer.
             if not self._runtime.is_running(session._handle) and len(session) == begin + len(running.tokens):
                 session.rollback(begin + num_kept)
+
+
+def _require_trees_fit(draft: PromptLookup, model: models.Decoder, deterministic: bool, device_loop: bool) -> None:
+    if draft.branches == 0:
+        return
+    for is_on, name, why in (
+        (deterministic, "deterministic", "a branch's sums are ordered otherwise than a chain's"),
+        (device_loop, "device_loop", "the device's drafts are chains"),
+    ):
+        if is_on:
+            raise ValueError(f"Engine: {name} is True and PromptLookup.branches {draft.branches}: {why}")
+    # By its slot an ancestor lies nearer than by its position: a window may hide none of them.
+    windows = [layer.window_left for layer in model.layers if 0 <= layer.window_left < draft.num_drafts]
+    if windows:
+        raise ValueError(
+            f"Engine: PromptLookup.num_drafts is {draft.num_drafts} with branches, expected at most the {min(windows)} "
+            "tokens before its own that a sliding window of the model shows"
+        )
 
 
 def _default_num_blocks(model: models.Decoder, block_size: int, useful: int) -> int:

@@ -7,7 +7,8 @@ One step serves every running session at once, as one ragged batch of rows:
   copy     shared tail blocks that somebody is about to write into, all layers in one launch
   forward  embedding, then per layer: norm, QKV, rotary embedding + append to the cache, attention of the new rows over
            the paged KV, output projection and MLP; logits of the rows that decide something
-  verify   draws one token per row and keeps each sequence's longest agreeing draft
+  verify   draws one token per row and keeps each sequence's longest agreeing draft; where drafts were a tree, KV of
+           accepted branches is moved to where a chain would have left it
   commit   the runtime appends what was accepted, notices stops, publishes finished turns to the radix tree
 
 Nothing here depends on the length of a conversation: rows are the delta's, the cache holds the rest.
@@ -63,6 +64,7 @@ class Batch:
     logit_rows: Tensor  # int64 [logit rows] of those rows: the last ones of each sequence, which decide something
     cu_logit_rows: Tensor  # int32 [batch + 1]
     max_logit_rows: int
+    tree_mask: Tensor | None = None  # int32 [rows, words], where some sequence's rows are a tree
     groups: tuple[Tensor, Tensor, int] | None = None  # as prefix_groups.groups_that_pay returns them
 
     def __init__(self, **fields):
@@ -100,7 +102,8 @@ class Attention:
             )  # fmt: skip
         ops.delta_prefill(
             query, k_cache, v_cache, cu_seqlens_q, self.batch.seqused_k, self.batch.block_table, max_seqlen_q,
-            window_left=window_left, schedule=self._schedules.get(which), out=out, **self.options,
+            window_left=window_left, tree_mask=self.batch.tree_mask, schedule=self._schedules.get(which), out=out,
+            **self.options,
         )  # fmt: skip
 
     def _spans_of(self, block_size: int, cu_seqlens_q: Tensor, max_seqlen_q: int) -> Spans:
@@ -119,7 +122,8 @@ def forward(
     num_splits: as in ops.delta_prefill; -1 makes every row's bits independent of the batch it comes in. has_schedule:
     whether attention's work list is made once for all layers, which saves a launch a layer; None = on CUDA. Returns the
     hidden states past the final norm of the rows that decide something, [logit rows, hidden]: once the last layer's KV
-    is written no other row is needed, and it is not computed.
+    is written no other row is needed, and it is not computed, but in a step with trees, where it costs little: a mask
+    of the last rows only would be another one.
     """
     c = model.config
     attend = Attention(c, batch, num_splits, model.device.type == "cuda" if has_schedule is None else has_schedule)
@@ -132,13 +136,14 @@ def forward(
             q_norm_weight=layer.q_norm, k_norm_weight=layer.k_norm, norm_eps=layer.eps, query_out=b.query,
         )  # fmt: skip
         query = b.query
-        if layer is model.layers[-1] and len(batch.logit_rows) < len(residual):  # the last ones of each sequence
+        is_narrow = layer is model.layers[-1] and len(batch.logit_rows) < len(residual) and batch.tree_mask is None
+        if is_narrow:  # the last ones of each sequence
             query, residual = (t.index_select(0, batch.logit_rows) for t in (query, residual))
             rows = batch.cu_logit_rows, batch.max_logit_rows
             b = Buffers(c, len(residual), residual)
         attend(layer.window_left, query, k_cache, v_cache, rows, b.attention)
         layer.after_attention(b, residual)
-    return b.normed
+    return b.normed if len(b.normed) == len(batch.logit_rows) else b.normed.index_select(0, batch.logit_rows)
 
 
 class HostBuffers:
@@ -215,6 +220,7 @@ class Loop:
         self.rows_fed = 0  # counted where rows enter the model
         self.steps = 0
         self.blocks_copied = 0
+        self.tree_steps = 0
         self.device_loop: DeviceLoop | None = None  # takes the steps it can; see device_step.py
         self._buffers = HostBuffers(runtime, model.device)
 
@@ -264,8 +270,11 @@ class Loop:
             logit_rows=self._buffers.take("logit_rows", plan.num_logit_rows),
             cu_logit_rows=self._buffers.take("cu_rows", plan.num_seqs + 1),
             max_logit_rows=plan.max_rows_per_seq,
-            groups=self._groups(plan) if self.shares_spans else None,
+            groups=self._groups(plan) if self.shares_spans and not plan.has_trees else None,
         )
+        if plan.has_trees:
+            batch.tree_mask = self._buffers.take("tree_mask", plan.num_tokens, -(-plan.max_seqlen_q // 32))
+            self.tree_steps += 1
         self.grouped_steps += batch.groups is not None
         self.rows_fed += plan.num_tokens
         self.steps += 1
@@ -273,6 +282,17 @@ class Loop:
         if plan.num_logit_rows:
             self._verify(plan, batch, normed)
         self._buffers.synchronize()
+        if plan.has_trees:
+            self._move(plan)
+
+    def _move(self, plan) -> None:
+        """KV of accepted branches goes where its position is. The host has read the rows walked; whatever reads the KV
+        comes later in the stream."""
+        num_moves = self.runtime.plan_moves()
+        if num_moves:
+            src, dst = (self._buffers.take(name, num_moves) for name in ("move_src", "move_dst"))
+            cu_moves = self._buffers.take("cu_moves", plan.num_seqs + 1)
+            ops.compact_kv(self.cache.keys, self.cache.values, src, dst, cu_moves)
 
     def _groups(self, plan) -> tuple[Tensor, Tensor, int] | None:
         """Neighbours of the batch whose shared prefix is worth a call of its own, on the model's device."""
@@ -295,20 +315,21 @@ class Loop:
             names = ("temperature", "top_k", "top_p", "min_p", "seeds")
             sampling = {name: self._buffers.take(name, plan.num_seqs) for name in names}
             sampling["positions"] = self._buffers.take("sample_positions", plan.num_seqs)
-        tokens, num_tokens = (
-            self._buffers.on_device[name][: plan.num_seqs] for name in ("out_tokens", "out_num_tokens")
-        )
+        names = ("out_tokens", "out_num_tokens", "out_rows") if plan.has_trees else ("out_tokens", "out_num_tokens")
+        outputs = [self._buffers.on_device[name][: plan.num_seqs] for name in names]
         ops.verify_drafts(
             logits,
             self._buffers.take("draft_tokens", plan.num_logit_rows),
             batch.cu_logit_rows,
+            parents=self._buffers.take("parents", plan.num_logit_rows) if plan.has_trees else None,
             **sampling,
-            tokens=tokens,
-            num_tokens=num_tokens,
+            tokens=outputs[0],
+            num_tokens=outputs[1],
+            rows=outputs[2] if plan.has_trees else None,
         )
         if not self._buffers.is_shared:
-            self._buffers.host["out_tokens"][: plan.num_seqs].copy_(tokens, non_blocking=True)
-            self._buffers.host["out_num_tokens"][: plan.num_seqs].copy_(num_tokens, non_blocking=True)
+            for name, output in zip(names, outputs):
+                self._buffers.host[name][: plan.num_seqs].copy_(output, non_blocking=True)
 
 
 @torch.inference_mode()

@@ -26,7 +26,8 @@ own arrays, pinned memory for instance). Let `s` be the `StepInfo` returned. In 
 4. takes logits of the rows `logit_rows` [:s.num_logit_rows] and verifies (`ops.verify_drafts`) with `draft_tokens`,
    `cu_rows`, `temperature`, `top_k`, `top_p`, `min_p`, `seeds` and `positions=sample_positions`; `s.any_sampled` tells
    whether any temperature is above 0,
-5. writes `out_tokens` [max_seqs, 1 + num_drafts] and `out_num_tokens` [max_seqs], then calls `commit()`. After a failed
+5. writes `out_tokens` [max_seqs, 1 + num_drafts] and `out_num_tokens` [max_seqs]; where `s.has_trees` goes through the
+   section on trees; then calls `commit()`. After a failed
    or interrupted forward pass it calls `cancel_step()` instead, which does nothing where no step is planned
    (`is_step_planned`).
 Past what the step uses, buffers hold what changes nothing (token, position, count and index 0, slot -1, copies from and
@@ -53,11 +54,22 @@ they are gone, and of those never asked for only the latest 4,096 are kept):
 prompt_tokens (session plus delta), delta_tokens, reused_tokens (of the prompt, found in the cache), recomputed_tokens
 (fed again because their KV had been evicted), fed_tokens (rows fed, drafts included), drafted, accepted, of
 both what came from other sources than the conversation itself (drafted_spans, accepted_spans, drafted_relatives,
-accepted_relatives) and preemptions. `Runtime.busy_seconds` is what all calls that release the GIL have taken so far.
+accepted_relatives) or was a branch of a tree (drafted_branches, accepted_branches), and preemptions.
+`Runtime.busy_seconds` is what all calls that release the GIL have taken so far.
 
 Draft sources: what followed the last tokens earlier in the conversation; where they know a longer tail, spans that
 `set_spans` gave the session (what a tool's schema fixes of a call), then up to num_relatives sessions: the one it was
 forked from and those of the namespace that begin with the same block and took turns latest.
+
+Trees (`num_branches` > 0, steps with `s.has_trees`): besides the first continuation, what followed other places where
+the last tokens occurred, here or in the other sources, merged into a tree of at most num_drafts rows. Rows stay
+consecutive in their slots, `positions` go by depth. Attention then takes `tree_mask` [s.num_tokens, words of
+max_seqlen_q], filled for every row of the step, and verification takes `parents` [:s.num_logit_rows] and returns
+`out_rows` [max_seqs, 1 + num_drafts], the rows walked. Before `commit()` comes `plan_moves()`: `move_src`, `move_dst`,
+`cu_moves` for `ops.compact_kv`, in every layer, none where it returns 0. Only what is in place is ever published. A
+tree is fed where its rows are expected to bring more than as many of the chain (csrc/runtime/draft_tree.h), and only
+where no sequence of the step has more than 64 rows; else the drafts are the chain that they always were.
+drafted_branches and accepted_branches of `stats_of` count rows beside the chain, and no other source counts these.
 
 Draft lengths: drafts are as long as they come, up to num_drafts, unless commit() is told how long the steps took:
 `commit(seconds=...)`. Then a draft is fed while it is expected to raise the batch's tokens per second, by the measured

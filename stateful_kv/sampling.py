@@ -60,7 +60,11 @@ class PromptLookup:
     adaptive: drafts only while they are expected to raise the tokens per second of the whole batch, by the measured
     time of steps and by how the conversation's own drafts fared; num_drafts is then the most. relatives: how many other
     conversations to draft from where they know a longer tail: the one this was forked from, and those of the namespace
-    that begin with the same tokens and took turns latest."""
+    that begin with the same tokens and took turns latest. branches: how many other continuations, of other places
+    where the last tokens occurred and of the other sources, may make the drafts a tree of at most num_drafts (then 63
+    at most) tokens. A branch is fed where it is expected to bring more than the end of the chain, by how often such
+    branches have been right in the conversation so far. Answers are those of chains but for rounding (Engine's
+    deterministic)."""
 
     max_ngram: int = 4
     min_ngram: int = 1
@@ -68,10 +72,15 @@ class PromptLookup:
     latest: bool = True
     adaptive: bool = False
     relatives: int = 0
+    branches: int = 0
 
     def __post_init__(self):
         if not 0 <= self.relatives <= 64:
             raise ValueError(f"PromptLookup: relatives is {self.relatives}, expected 0 to 64")
+        if not 0 <= self.branches <= 16:
+            raise ValueError(f"PromptLookup: branches is {self.branches}, expected 0 to 16")
+        if self.branches and self.num_drafts > 63:
+            raise ValueError(f"PromptLookup: num_drafts is {self.num_drafts}, expected at most 63 with branches")
         if not 1 <= self.min_ngram <= self.max_ngram <= 16:
             raise ValueError(
                 f"PromptLookup: min_ngram is {self.min_ngram}, max_ngram {self.max_ngram}, "

@@ -24,9 +24,9 @@ class TurnStats:
 
     Tokens: prompt = everything the answer depends on; of it, reused came from the cache, delta is what the caller
     brought, recomputed is KV that had been evicted. fed = rows that entered the model, answer and drafts included.
-    drafted / accepted: speculated tokens; of them what came from draft_spans and from relatives, the rest from the
-    conversation itself. Seconds: prefill_s from submission to the first token, decode_s from there to
-    the last.
+    drafted / accepted: speculated tokens; of them what came from draft_spans and from relatives, and from any source as
+    branches beside the first continuation, the rest from the conversation itself. Seconds: prefill_s from submission to
+    the first token, decode_s from there to the last.
     """
 
     prompt_tokens: int
@@ -42,6 +42,8 @@ class TurnStats:
     accepted_spans: int = 0
     drafted_relatives: int = 0
     accepted_relatives: int = 0
+    drafted_branches: int = 0
+    accepted_branches: int = 0
     from_response_cache: bool = False  # nothing was computed
 
     @property

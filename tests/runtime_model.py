@@ -42,7 +42,8 @@ def answer(prompt, max_tokens, stop_token_ids=()):
 
 
 class FakeDevice:
-    """Executes planned steps of one runtime; `fed` counts rows, `copies` executed block copies."""
+    """Executes planned steps of one runtime; `fed` counts rows, `copies` executed block copies, `trees` steps
+    with trees, `moved` rows moved after them."""
 
     def __init__(self, runtime, num_blocks, block_size):
         self.runtime = runtime
@@ -52,16 +53,61 @@ class FakeDevice:
         self.hashes = np.zeros(num_blocks * block_size, np.uint64)
         self.fed = 0
         self.copies = 0
+        self.trees = 0  # steps with some
+        self.moved = 0
 
     def run(self, info):
-        """One forward pass with verification: reads the step's buffers, leaves out_tokens and out_num_tokens."""
+        """One forward pass with verification: reads the step's buffers, leaves out_tokens and out_num_tokens, and of a
+        step with trees out_rows."""
         self.check_shape(info)
         self.copy_blocks(info)
+        self.parents = self.parents_of(info)
         written = self.append(info)
         assert len(set(written)) == len(written), "two rows write the same slot"
         for row in range(info.num_seqs):
             self.verify(row)
         self.fed += info.num_tokens
+
+    def parents_of(self, info):
+        """Of every row the index within its sequence of the one before it, from the masks, which must agree with what
+        verification is told: rows see their ancestors and themselves."""
+        b, parents = self.buffers, []
+        for row in range(info.num_seqs):
+            begin, end = b["cu_seqlens_q"][row], b["cu_seqlens_q"][row + 1]
+            if not info.has_trees:
+                parents += range(-1, end - begin - 1)
+                continue
+            assert info.max_seqlen_q <= 64
+            masks = [
+                sum(int(np.uint32(w)) << (32 * k) for k, w in enumerate(words)) for words in b["tree_mask"][begin:end]
+            ]
+            for i, mask in enumerate(masks):
+                parent = (mask ^ (1 << i)).bit_length() - 1
+                assert mask == (1 << i) | (masks[parent] if parent >= 0 else 0)
+                assert (parent < 0) == (i == 0) and parent < i
+                parents.append(parent)
+            first, last = b["cu_rows"][row], b["cu_rows"][row + 1]
+            told = b["parents"][first:last].tolist()
+            if last - first == 1:
+                assert told == [-1]
+            else:
+                assert told == parents[begin:end]
+        return parents
+
+    def move(self, num_moves):
+        """Of a step with trees: KV of accepted rows goes where its position is."""
+        b = self.buffers
+        assert b["cu_moves"][-1] == num_moves and (np.diff(b["cu_moves"]) >= 0).all()
+        for src, dst in zip(b["move_src"][:num_moves].tolist(), b["move_dst"][:num_moves].tolist()):
+            self.tokens[dst], self.hashes[dst] = self.tokens[src], self.hashes[src]
+        self.moved += num_moves
+
+    def commit(self, info, *seconds):
+        """What follows run()."""
+        if info.has_trees:
+            self.move(self.runtime.plan_moves())
+            self.trees += 1
+        return self.runtime.commit(*seconds)
 
     def check_shape(self, info):
         b = self.buffers
@@ -107,12 +153,15 @@ class FakeDevice:
         for row in range(info.num_seqs):
             begin, end = b["cu_seqlens_q"][row], b["cu_seqlens_q"][row + 1]
             start = b["seqused_k"][row] - (end - begin)
-            prefix_hash = self.prefix_hash(row, start)
+            before = self.prefix_hash(row, start)
+            hashes, positions = [], []
             for i in range(begin, end):
-                position = start + i - begin
-                slot = self.slot(row, position)
-                prefix_hash = chain(prefix_hash, b["token_ids"][i])
-                assert b["positions"][i] == position
+                parent = self.parents[i]
+                positions.append(start if parent < 0 else positions[parent] + 1)
+                slot = self.slot(row, start + i - begin)
+                prefix_hash = chain(before if parent < 0 else hashes[parent], b["token_ids"][i])
+                hashes.append(prefix_hash)
+                assert b["positions"][i] == positions[-1]
                 if b["slot_mapping"][i] < 0:
                     assert self.tokens[slot] == b["token_ids"][i] and self.hashes[slot] == prefix_hash
                     continue
@@ -124,19 +173,28 @@ class FakeDevice:
     def verify(self, row):
         b = self.buffers
         first, last = b["cu_rows"][row], b["cu_rows"][row + 1]
-        out = []
-        for i in range(first, last):
+        out, walked, begin = [], [], b["cu_seqlens_q"][row]
+        row_of_first = b["logit_rows"][first] - begin if first < last else 0
+        i = first
+        while i is not None and i < last:
             token_row = b["logit_rows"][i]
             position = int(b["positions"][token_row])
             assert b["draft_tokens"][i] == b["token_ids"][token_row]
             if i == first:
                 assert b["sample_positions"][row] == position + 1
-            slot = self.slot(row, position)
-            before_last = self.tokens[self.slot(row, position - 1)] if position > 0 else 0
+            slot = self.slot(row, int(b["seqused_k"][row]) - (b["cu_seqlens_q"][row + 1] - token_row))
+            parent = self.parents[token_row]
+            before_last = 0
+            if position > 0:
+                before_last = (
+                    self.tokens[self.slot(row, position - 1)] if parent < 0 else b["token_ids"][begin + parent]
+                )
             out.append(draw(int(self.hashes[slot]), self.tokens[slot], before_last))
-            if i + 1 == last or b["draft_tokens"][i + 1] != out[-1]:
-                break
+            walked.append(i - first)
+            children = (j for j in range(i + 1, last) if self.parents[b["logit_rows"][j]] == walked[-1] + row_of_first)
+            i = next((j for j in children if b["draft_tokens"][j] == out[-1]), None)
         b["out_tokens"][row, : len(out)] = out
+        b["out_rows"][row, : len(out)] = walked
         b["out_num_tokens"][row] = len(out)
 
     def step(self):
@@ -145,7 +203,7 @@ class FakeDevice:
         if info is None:
             return None
         self.run(info)
-        return self.runtime.commit()
+        return self.commit(info)
 
     def generate(self, session, delta, max_tokens, **params):
         """One whole turn: tokens, finish reason, statistics."""

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 rt = pytest.importorskip("stateful_kv.runtime")
 
+VISITS = 32  # places that occurrences() looks at
+
 
 def brute_force(history, k, max_ngram, min_ngram, latest):
     """propose_drafts, word for word."""
@@ -19,6 +21,15 @@ def brute_force(history, k, max_ngram, min_ngram, latest):
             begin = (starts[-1] if latest else starts[0]) + n
             return history[begin : begin + k]
     return []
+
+
+def occurrences(history, max_ngram, min_ngram):
+    """Where it went on: behind the longest earlier tails first, then the latest."""
+    places = []
+    for n in range(min(max_ngram, len(history)), min_ngram - 1, -1):
+        ends = [i + n for i in range(len(history) - n) if history[i : i + n] == history[-n:]]
+        places += [end for end in reversed(ends) if end not in places]
+    return places
 
 
 operations = st.lists(
@@ -58,6 +69,12 @@ def test_any_history_in_any_fork(ops, min_ngram, more):
             assert len(index) == len(history)
             for latest in (True, False):
                 assert index.propose(5, latest).tolist() == brute_force(history, 5, max_ngram, min_ngram, latest)
+            for shortest in (1, max_ngram):
+                places = index.occurrences(shortest).tolist()
+                expected = occurrences(history, max_ngram, max(min_ngram, shortest))
+                assert places == expected[: len(places)] and len(places) <= VISITS
+                if (more + 1) * len(history) <= VISITS:  # no walk is that long
+                    assert len(places) == len(expected)
 
 
 def test_long_history_with_growing_tables():
@@ -94,6 +111,12 @@ def test_a_fork_rolled_back_far_does_not_walk_its_parents_future():
         assert index.propose(4).tolist() == [0, 1]
     assert best_seconds(fork) < 10 * best_seconds(fresh)
     assert len(parent) == 400_000 and parent.propose(4).tolist() == [0, 1]
+
+
+def test_few_of_many_occurrences_are_looked_at():
+    index = rt.DraftIndex(2, 1)
+    index.extend(np.arange(100_001, dtype=np.int32) % 2)
+    assert index.occurrences().tolist() == list(range(99_999, 99_999 - 2 * VISITS, -2))
 
 
 def test_overlap_and_the_end_of_history():

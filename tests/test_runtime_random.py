@@ -31,6 +31,7 @@ class Machine(RuleBasedStateMachine):
         latest=st.booleans(),
         policy=st.sampled_from(["lru", "turns"]),
         num_relatives=st.sampled_from([0, 1, 3]),
+        num_branches=st.sampled_from([0, 2, 8]),
     )
     def make(self, num_blocks, block_size, prefix_cache, **options):
         self.capacity = num_blocks * block_size

@@ -33,7 +33,8 @@ def test_a_turn_feeds_its_delta_and_the_one_unwritten_token():
     assert stats == {
         "prompt_tokens": 6, "delta_tokens": 6, "reused_tokens": 0, "recomputed_tokens": 0,
         "fed_tokens": 8, "drafted": 0, "accepted": 0, "drafted_spans": 0, "accepted_spans": 0,
-        "drafted_relatives": 0, "accepted_relatives": 0, "preemptions": 0,
+        "drafted_relatives": 0, "accepted_relatives": 0, "drafted_branches": 0, "accepted_branches": 0,
+        "preemptions": 0,
     }  # fmt: skip
     assert world.rt.resident(session) == 8
     for _ in range(5):

@@ -226,6 +226,9 @@ py::dict stats_of(PyRuntime& self, uint64_t request_id) {
   d[SKV_STRING("accepted_spans")] = s.accepted_from[spans];
   d[SKV_STRING("drafted_relatives")] = s.drafted_from[relatives];
   d[SKV_STRING("accepted_relatives")] = s.accepted_from[relatives];
+  const auto branches = static_cast<int>(skv::DraftSource::kBranches);
+  d[SKV_STRING("drafted_branches")] = s.drafted_from[branches];
+  d[SKV_STRING("accepted_branches")] = s.accepted_from[branches];
   d[SKV_STRING("preemptions")] = s.preemptions;
   return d;
 }
@@ -278,7 +281,8 @@ void define_runtime(py::module_& m) {
       .def_readonly("max_seqlen_k", &skv::StepInfo::max_seqlen_k)
       .def_readonly("max_rows_per_seq", &skv::StepInfo::max_rows_per_seq)
       .def_readonly("num_blocks_used_in_table", &skv::StepInfo::num_blocks_used_in_table)
-      .def_readonly("any_sampled", &skv::StepInfo::any_sampled);
+      .def_readonly("any_sampled", &skv::StepInfo::any_sampled)
+      .def_readonly("has_trees", &skv::StepInfo::has_trees);
   py::class_<skv::AheadInfo>(m, "AheadInfo")
       .def_readonly("num_rows", &skv::AheadInfo::num_rows)
       .def_readonly("num_logit_rows", &skv::AheadInfo::num_logit_rows)
@@ -288,15 +292,16 @@ void define_runtime(py::module_& m) {
   py::class_<PyRuntime>(m, "Runtime")
       .def(py::init([](int32_t num_blocks, int64_t block_size, int64_t max_batch_tokens, int64_t max_seqs,
                        int64_t max_blocks_per_seq, int max_ngram, int min_ngram, int num_drafts, bool latest,
-                       bool prefix_cache, const std::string& policy, int num_relatives) {
+                       bool prefix_cache, const std::string& policy, int num_relatives, int num_branches) {
              return std::make_unique<PyRuntime>(skv::RuntimeOptions{
                  num_blocks, block_size, max_batch_tokens, max_seqs, max_blocks_per_seq, max_ngram, min_ngram,
-                 num_drafts, latest, num_relatives, prefix_cache, policy});
+                 num_drafts, latest, num_relatives, num_branches, prefix_cache, policy});
            }),
            py::arg("num_blocks"), py::arg("block_size") = 16, py::arg("max_batch_tokens") = 2048,
            py::arg("max_seqs") = 64, py::arg("max_blocks_per_seq") = 0, py::arg("max_ngram") = 4,
            py::arg("min_ngram") = 1, py::arg("num_drafts") = 8, py::arg("latest") = true,
-           py::arg("prefix_cache") = true, py::arg("policy") = "lru", py::arg("num_relatives") = 0)
+           py::arg("prefix_cache") = true, py::arg("policy") = "lru", py::arg("num_relatives") = 0,
+           py::arg("num_branches") = 0)
       .def_property_readonly("buffers", &views_of)
       .def("bind", &PyRuntime::bind, py::arg("arrays"))
       .def(
@@ -336,6 +341,7 @@ void define_runtime(py::module_& m) {
           },
           py::arg("session"), py::arg("tokens"))
       .def("plan", &plan)
+      .def("plan_moves", [](PyRuntime& r) { return r.get().plan_moves(); })
       .def("commit", &commit, py::arg("seconds") = 0.0)
       .def("plan_ahead", &plan_ahead, py::arg("max_rows"), py::arg("max_stops"))
       .def("commit_ahead", &commit_ahead, py::arg("request_ids"), py::arg("results"),

@@ -28,6 +28,13 @@ struct PyDraftIndex {
     return copy_of(drafts.data(), index.propose(history.data(), k, latest, drafts.data()));
   }
 
+  py::array_t<int64_t> occurrences(int shortest) const {
+    int64_t places[DraftIndex::kVisits];
+    const auto length = static_cast<int64_t>(history.size());
+    const int32_t* text = history.data();
+    return copy_of(places, index.occurrences(text, text + length, length, shortest, places));
+  }
+
   DraftIndex index;
   std::vector<int32_t> history;
 };
@@ -138,6 +145,7 @@ void define_parts(py::module_& m) {
       .def("extend", &PyDraftIndex::extend, py::arg("tokens"))
       .def("truncate", &PyDraftIndex::truncate, py::arg("length"))
       .def("fork", [](const PyDraftIndex& index) { return PyDraftIndex(index); })
+      .def("occurrences", &PyDraftIndex::occurrences, py::arg("shortest") = 1)
       .def("propose", &PyDraftIndex::propose, py::arg("k"), py::arg("latest") = true)
       .def("__len__", [](const PyDraftIndex& index) { return index.history.size(); });
 }

@@ -8,6 +8,7 @@ namespace skv {
 
 std::vector<Event> Runtime::commit(double seconds) {
   if (!step_planned_) throw std::invalid_argument("commit: no step is planned");
+  if (moves_due_) throw std::invalid_argument("commit: KV of accepted rows is to be moved: plan_moves()");
   check_results();
   step_planned_ = false;
   ++num_steps_;
@@ -45,11 +46,54 @@ void Runtime::check_results() const {
                                   std::to_string(num) + ", expected 1 to " + std::to_string(step.num_logits));
     }
     const int32_t* out = buffers_.out_tokens + request->row * sizes_.max_rows_per_seq;
-    if (!std::equal(out, out + num - 1, request->drafts.data())) {
+    if (step.is_tree) {
+      check_walk(*request);
+    } else if (!std::equal(out, out + num - 1, request->drafts.data())) {
       throw std::invalid_argument("commit: out_tokens[" + std::to_string(request->row) +
                                   "] accepts a token that was not the draft fed");
     }
   }
+}
+
+// Of a tree: each row walked is a child of the one before and was fed the token that is taken over.
+void Runtime::check_walk(const Request& request) const {
+  const int64_t offset = request.row * sizes_.max_rows_per_seq;
+  const int32_t *out = buffers_.out_tokens + offset, *walked = buffers_.out_rows + offset;
+  bool ok = walked[0] == 0;
+  for (int32_t i = 1; i < buffers_.out_num_tokens[request.row] && ok; ++i) {
+    const int32_t draft = walked[i] - 1;
+    ok = draft >= 0 && draft < request.step.num_drafts && request.parents[draft] == walked[i - 1] &&
+         request.drafts[draft] == out[i - 1];
+  }
+  if (!ok) {
+    throw std::invalid_argument("commit: out_rows[" + std::to_string(request.row) +
+                                "] is no path of the tree that carries out_tokens");
+  }
+}
+
+int64_t Runtime::plan_moves() {
+  if (!step_planned_) throw std::invalid_argument("plan_moves: no step is planned");
+  check_results();
+  StepBuffers& b = buffers_;
+  int64_t num_moves = 0;
+  for (int64_t row = 0; row < options_.max_seqs; ++row) {
+    b.cu_moves[row] = static_cast<int32_t>(num_moves);
+    const Request* request = rows_[row].request;
+    if (!request || !request->step.is_tree) continue;
+    auto slot_of = [&](int64_t i) {
+      const int64_t position = request->step.start + i, n = options_.block_size;
+      return request->seq->table[position / n] * n + position % n;
+    };
+    const int32_t* walked = b.out_rows + row * sizes_.max_rows_per_seq;
+    for (int32_t i = 1; i < b.out_num_tokens[row]; ++i) {
+      if (walked[i] == i) continue;
+      b.move_src[num_moves] = slot_of(walked[i]);
+      b.move_dst[num_moves++] = slot_of(i);
+    }
+  }
+  b.cu_moves[options_.max_seqs] = static_cast<int32_t>(num_moves);
+  moves_due_ = false;
+  return num_moves;
 }
 
 Event Runtime::commit_request(Request& request) {
@@ -59,7 +103,10 @@ Event Runtime::commit_request(Request& request) {
   Event event{request.id, {}, FinishReason::kNone};
   request.stats.fed_tokens += step.num_tokens;
   request.stats.drafted += step.num_drafts;
-  request.stats.drafted_from[static_cast<int>(step.source)] += step.num_drafts;
+  const int64_t trunk = step.is_tree ? step.trunk : step.num_drafts;
+  const int source = static_cast<int>(step.source), branches = static_cast<int>(DraftSource::kBranches);
+  request.stats.drafted_from[source] += trunk;
+  request.stats.drafted_from[branches] += step.num_drafts - trunk;
   int64_t written = step.start + step.num_tokens - step.num_drafts;
   if (step.num_logits > 0) {
     const int32_t* out = buffers_.out_tokens + request.row * sizes_.max_rows_per_seq;
@@ -75,12 +122,17 @@ Event Runtime::commit_request(Request& request) {
         event.finish_reason = FinishReason::kLength;
       }
     }
-    if (step.num_drafts > 0) {
-      draft_length_.judge(&seq.draft_record, draft_kind(step.source, step.ngram), step.num_drafts, num - 1);
-    }
+    // Rows of the trunk are those of a chain; a walk that leaves it does not come back.
+    const int32_t* walked = buffers_.out_rows + request.row * sizes_.max_rows_per_seq;
+    int64_t in_trunk = num - 1;
+    while (step.is_tree && in_trunk > 0 && walked[in_trunk] > trunk) --in_trunk;
+    const int kind = draft_kind(step.source, step.ngram);
+    if (step.num_drafts > 0) draft_length_.judge(&seq.draft_record, kind, trunk, in_trunk);
+    if (step.has_candidates) branch_model_.judge(&seq.branch_record, kind, request.tree, out, num);
     const int64_t accepted = std::min<int64_t>(num - 1, static_cast<int64_t>(event.tokens.size()));
     request.stats.accepted += accepted;
-    request.stats.accepted_from[static_cast<int>(step.source)] += accepted;
+    request.stats.accepted_from[source] += std::min(accepted, in_trunk);
+    request.stats.accepted_from[branches] += accepted - std::min(accepted, in_trunk);
     written = std::min(written + num - 1, request.known());
   }
   const bool prefilled = step.num_tokens - step.num_drafts > 1;

@@ -229,4 +229,30 @@ int DraftIndex::propose_for(const int32_t* history, const int32_t* tail_end, int
   return 0;
 }
 
+int DraftIndex::occurrences(const int32_t* history, const int32_t* tail_end, int64_t tail_length,
+                            int shortest, int64_t* places) const {
+  if (length_ < 2) return 0;
+  uint64_t hashes[kMaxNgram + 1] = {kEmptyHash};
+  const int longest = static_cast<int>(std::min<int64_t>(max_ngram_, tail_length));
+  for (int n = 1; n <= longest; ++n) hashes[n] = hash_step(hashes[n - 1], tail_end[-n]);
+  int found = 0, visits = 0;
+  for (int n = longest; n >= std::max(shortest, min_ngram_); --n) {
+    const int order = n - min_ngram_;
+    for (auto view = views_.rbegin(); view != views_.rend(); ++view) {
+      Layer& layer = *view->layer;
+      const int64_t limit = std::min(view->limit, length_ - 1);
+      const bool is_own_top = view == views_.rbegin() && tail_end == history + length_;
+      int64_t p = is_own_top ? layer.links_of(length_ - 1)[order] : *layer.slot(order, hashes[n]);
+      for (; p >= 0; p = layer.links_of(p)[order]) {
+        if (++visits > kVisits) return found;
+        if (p >= limit || history[p + 1] < 0 || !same_ngram(history + p + 1, tail_end, n)) continue;
+        // One more token agrees: it was found among those.
+        if (n < longest && p >= n && history[p - n] == tail_end[-n - 1]) continue;
+        places[found++] = p + 1;
+      }
+    }
+  }
+  return found;
+}
+
 }  // namespace skv

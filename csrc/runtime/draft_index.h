@@ -45,6 +45,12 @@ class DraftIndex {
   // together.
   int propose_for(const int32_t* history, const int32_t* tail_end, int64_t tail_length, int shortest, int k,
                   bool latest, int32_t* drafts, int* ngram) const;
+  // Where tokens lie that followed earlier occurrences of such a text's end: of its last n tokens for the
+  // longest n, latest first, then of shorter ones down to `shortest`, each place once. At most kVisits are
+  // looked at, however often the text repeats itself. Returns how many; places[i] is below length().
+  int occurrences(const int32_t* history, const int32_t* tail_end, int64_t tail_length, int shortest,
+                  int64_t* places) const;
+  static constexpr int kVisits = 32;
 
  private:
   struct Layer;

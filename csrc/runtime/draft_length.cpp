@@ -45,11 +45,16 @@ void DraftLength::begin_step(int64_t num_seqs) {
   probe_interval_ = static_cast<int>(std::clamp(cost / 0.01, 8.0, 4096.0));
 }
 
+double DraftLength::worth() const {
+  if (mode_ != Mode::kBest) return 2.0;
+  return slope_ > 0 ? slope_ * tokens_ / seconds_ : 0.0;
+}
+
 int DraftLength::choose(DraftRecord* record, int kind, int offered) {
   if (mode_ == Mode::kNone) return 0;
   if (mode_ == Mode::kOne) return num_probes_-- > 0 ? std::min(offered, 1) : 0;
   if (slope_ <= 0) return offered;
-  const double worth = slope_ * tokens_ / seconds_;  // what a row must bring
+  const double worth = this->worth();
   const double acceptance = this->acceptance(*record, kind);
   double brings = acceptance;
   int length = 0;

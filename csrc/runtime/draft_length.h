@@ -19,9 +19,9 @@
 namespace skv {
 
 // Where drafts come from: the conversation itself, spans that its caller expects, conversations related to
-// it.
-enum class DraftSource { kHistory, kSpans, kRelatives };
-constexpr int kNumDraftSources = 3;
+// it; and those of any of these that a tree has beside its first continuation (draft_tree.h).
+enum class DraftSource { kHistory, kSpans, kRelatives, kBranches };
+constexpr int kNumDraftSources = 4;
 
 // Drafts that fare alike: those of the history by the length of the n-gram that found them (1 to kMaxNgram),
 // and one for each other source.
@@ -47,6 +47,10 @@ class DraftLength {
   void judge(DraftRecord* record, int kind, int64_t fed, int64_t accepted);
   // A step that only decoded took `seconds` for `rows` rows of `num_seqs` sequences and gave `num_tokens`.
   void measure(double seconds, int64_t rows, int64_t num_seqs, int64_t num_tokens);
+
+  // Tokens that a row of this step must bring to raise the batch's tokens per second; 0 without measured
+  // times, more than any row can where the step is one to learn from.
+  double worth() const;
 
   // Seconds of a step without rows, and of each row; 0 while unknown.
   double step_seconds() const { return base_; }

@@ -15,6 +15,15 @@ namespace {
 
 constexpr size_t kRecent = 64;  // sessions of a namespace that relatives are looked for among
 constexpr int kRelativesNgram = 2;
+constexpr int kBranchNgram = 2;  // least that the context of another continuation has in common with ours
+
+// Behind a token that ends the answer nothing is drawn.
+int up_to_stop(const std::vector<int32_t>& stops, const int32_t* tokens, int num_tokens) {
+  for (int i = 0; i < num_tokens; ++i) {
+    if (std::find(stops.begin(), stops.end(), tokens[i]) != stops.end()) return i + 1;
+  }
+  return num_tokens;
+}
 
 }  // namespace
 
@@ -81,7 +90,68 @@ int64_t Runtime::propose(Request& request, int64_t most, Step* found) {
     ask(other->index, other->tokens.data(), kRelativesNgram, DraftSource::kRelatives);
   }
   if (offered == 0) return 0;
-  return draft_length_.choose(&seq.draft_record, draft_kind(found->source, found->ngram), offered);
+  offered = up_to_stop(request.params.stop_token_ids, drafts, offered);
+  if (options_.num_branches > 0) {
+    offered = grow_tree(request, offered, k, *found);
+    found->has_candidates = true;
+  }
+  const int kind = draft_kind(found->source, found->ngram);
+  const int64_t length = draft_length_.choose(&seq.draft_record, kind, offered);
+  return found->has_candidates && length > 0 ? choose_branches(request, length, most, found) : length;
+}
+
+// What else may follow, merged with the chain that was found: other places of the conversation where its last
+// tokens occurred, then the other sources. Returns the chain's length, which goes on where another
+// continuation goes on behind its end.
+int Runtime::grow_tree(Request& request, int offered, int most, const Step& found) {
+  Sequence& seq = *request.seq;
+  DraftTree& tree = request.tree;
+  tree.clear(most);
+  tree.add(request.drafts.data(), offered);
+  const int32_t* end = seq.tokens.data() + request.known();
+  int left = options_.num_branches;
+  auto ask = [&](const DraftIndex& index, const int32_t* text, int shortest) {
+    int64_t places[DraftIndex::kVisits];
+    const int num = index.occurrences(text, end, request.known(), shortest, places);
+    for (int i = 0; i < num && left > 0; ++i) {
+      const int32_t* from = text + places[i];
+      const int32_t* to = std::find_if(from, from + std::min<int64_t>(most, index.length() - places[i]),
+                                       [](int32_t token) { return token < 0; });
+      const int num_tokens = up_to_stop(request.params.stop_token_ids, from, static_cast<int>(to - from));
+      left -= tree.add(from, num_tokens);
+    }
+  };
+  const int shortest = std::min(kBranchNgram, found.ngram);
+  ask(seq.index, seq.tokens.data(), shortest);
+  if (seq.spans) ask(seq.spans->index, seq.spans->tokens.data(), shortest);
+  for (uint64_t id : seq.relatives) {
+    Sequence* other = left > 0 ? find_open(id) : nullptr;
+    if (!other) continue;
+    other->index.extend(other->tokens.data(), static_cast<int64_t>(other->tokens.size()));
+    ask(other->index, other->tokens.data(), kRelativesNgram);
+  }
+  const int chain = tree.chain_length();
+  for (int i = offered; i < chain; ++i) request.drafts[i] = tree[i + 1].token;
+  return std::max(offered, chain);
+}
+
+// The drafts of a tree, where one is expected to bring more than a chain of as many rows; else the chain.
+int64_t Runtime::choose_branches(Request& request, int64_t length, int64_t most, Step* found) {
+  const DraftTree& tree = request.tree;
+  int nodes[kTreeRows];
+  const int num = branch_model_.choose(request.seq->branch_record, draft_kind(found->source, found->ngram),
+                                       tree, static_cast<int>(most), draft_length_.worth(), nodes);
+  if (num == 0) return length;
+  int row_of[DraftTree::kMaxNodes];
+  row_of[0] = 0;
+  for (int i = 0; i < num; ++i) {
+    row_of[nodes[i]] = i + 1;
+    request.drafts[i] = tree[nodes[i]].token;
+    request.parents[i] = row_of[tree[nodes[i]].parent];
+    if (nodes[i] == i + 1 && i < tree.chain_length()) found->trunk = i + 1;
+  }
+  found->is_tree = true;
+  return num;
 }
 
 }  // namespace skv

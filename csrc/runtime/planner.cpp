@@ -34,6 +34,7 @@ std::optional<StepInfo> Runtime::plan() {
     return std::nullopt;
   }
   step_planned_ = true;
+  cut_trees();
   return fill_buffers();
 }
 
@@ -73,6 +74,9 @@ void Runtime::plan_decode(Request& request) {
   reserve(request, known - 1, 1 + num_drafts, num_drafts);
   request.step.source = found.source;
   request.step.ngram = found.ngram;
+  request.step.has_candidates = found.has_candidates;
+  request.step.is_tree = found.is_tree && num_drafts > 0;
+  request.step.trunk = found.trunk;
 }
 
 // As much of what is known but not cached as the step's rows and the blocks at hand allow.
@@ -172,10 +176,24 @@ void Runtime::unplan(Request& request) {
 
 void Runtime::cancel_step() {
   for (Request* request : running_) unplan(*request);
-  step_planned_ = false;
+  step_planned_ = moves_due_ = false;
 }
 
 // ---- buffers
+
+// A mask as wide as a long delta would cost it more than branches bring: then only the trunks stay, whose
+// rows come first. The other blocks remain reserved.
+void Runtime::cut_trees() {
+  auto too_long = [](const Request* r) { return r->step.num_tokens > kTreeRows; };
+  if (std::none_of(running_.begin(), running_.end(), too_long)) return;
+  for (Request* request : running_) {
+    Step& step = request->step;
+    if (!step.is_tree) continue;
+    step.num_drafts = step.trunk;
+    step.num_tokens = step.num_logits = 1 + step.trunk;
+    step.is_tree = false;
+  }
+}
 
 StepInfo Runtime::fill_buffers() {
   StepInfo info;
@@ -213,6 +231,8 @@ StepInfo Runtime::fill_buffers() {
     b.logit_rows[i] = 0;
     b.draft_tokens[i] = 0;
   }
+  if (info.has_trees) fill_trees(info);
+  moves_due_ = info.has_trees;
   last_num_seqs_ = info.num_seqs;
   last_num_tokens_ = info.num_tokens;
   last_num_copies_ = info.num_copies;
@@ -232,6 +252,10 @@ void Runtime::fill_row(int64_t row, Request& request, StepInfo* info) {
   int64_t* positions = b.positions + info->num_tokens;
   int64_t* slots = b.slot_mapping + info->num_tokens;
   for (int64_t i = 0; i < step.num_tokens; ++i) positions[i] = step.start + i;
+  if (step.is_tree) {  // by depth; slots are by row
+    for (int64_t i = 1; i < step.num_tokens; ++i) positions[i] = positions[request.parents[i - 1]] + 1;
+    info->has_trees = true;
+  }
   const int64_t num_cached = std::clamp<int64_t>(seq.resident - step.start, 0, step.num_tokens);
   std::fill_n(slots, num_cached, -1);
   for (int64_t i = num_cached; i < step.num_tokens;) {  // block by block
@@ -265,6 +289,30 @@ void Runtime::fill_row(int64_t row, Request& request, StepInfo* info) {
   info->max_rows_per_seq = std::max(info->max_rows_per_seq, step.num_logits);
   info->num_blocks_used_in_table =
       std::max(info->num_blocks_used_in_table, static_cast<int64_t>(seq.table.size()));
+}
+
+// In a step with a tree every row has a mask, which stands for causal: its ancestors and itself.
+void Runtime::fill_trees(const StepInfo& info) {
+  StepBuffers& b = buffers_;
+  for (int64_t row = 0; row < info.num_seqs; ++row) {
+    const Request* request = rows_[row].request;
+    if (!request) continue;
+    const Step& step = request->step;
+    auto parent_of = [&](int64_t i) { return step.is_tree ? int64_t{request->parents[i - 1]} : i - 1; };
+    int32_t* masks = b.tree_mask + b.cu_seqlens_q[row] * kTreeWords;
+    for (int64_t i = 0; i < step.num_tokens; ++i) {
+      int32_t* mask = masks + i * kTreeWords;
+      if (i == 0) {
+        std::fill_n(mask, kTreeWords, 0);
+      } else {
+        std::copy_n(masks + parent_of(i) * kTreeWords, kTreeWords, mask);
+      }
+      mask[i / 32] = static_cast<int32_t>(static_cast<uint32_t>(mask[i / 32]) | uint32_t{1} << (i % 32));
+    }
+    int32_t* parents = b.parents + b.cu_rows[row];
+    for (int64_t i = 0; i < step.num_logits; ++i)
+      parents[i] = i == 0 ? -1 : static_cast<int32_t>(parent_of(i));
+  }
 }
 
 void Runtime::fill_table(int64_t row, Sequence& seq) {

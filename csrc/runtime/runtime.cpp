@@ -20,6 +20,8 @@ RuntimeOptions checked(RuntimeOptions o) {
   require(o.max_blocks_per_seq >= 0, "max_blocks_per_seq must not be negative");
   require(o.num_drafts >= 0, "num_drafts must not be negative");
   require(o.num_relatives >= 0, "num_relatives must not be negative");
+  require(o.num_branches >= 0 && o.num_branches <= kMaxBranches, "num_branches must be 0 to 16");
+  require(o.num_branches == 0 || o.num_drafts < kTreeRows, "trees (num_branches) have at most 63 drafts");
   if (o.max_blocks_per_seq == 0) o.max_blocks_per_seq = o.num_blocks;
   return o;
 }
@@ -122,6 +124,7 @@ uint64_t Runtime::fork(uint64_t session) {
   child.own_begin = parent.own_begin;
   child.index = parent.index;
   child.draft_record = parent.draft_record;
+  child.branch_record = parent.branch_record;
   child.spans = parent.spans;
   child.parent = parent.handle;
   tree_.attach(&child, parent.node);
@@ -220,6 +223,7 @@ uint64_t Runtime::submit(uint64_t session, const int32_t* tokens, int64_t num_to
   request->stats.prompt_tokens = prompt;
   request->stats.delta_tokens = num_tokens;
   request->drafts.resize(request->params.num_drafts);
+  if (options_.num_branches > 0) request->parents.resize(request->params.num_drafts);
   seq.tokens.insert(seq.tokens.end(), tokens, tokens + num_tokens);
   seq.request_id = request->id;
   waiting_.insert(request.get());

@@ -41,6 +41,7 @@ struct RuntimeOptions {
   int num_drafts = 8;     // most draft tokens per request and step; 0: no speculation
   bool latest = true;     // propose after the latest earlier occurrence, or after the earliest
   int num_relatives = 0;  // most other sessions that a session drafts from (draft_sources.cpp)
+  int num_branches = 0;   // most other continuations that make a tree of the drafts; 0: chains only
   bool prefix_cache = true;
   std::string policy = "lru";
 };
@@ -88,6 +89,8 @@ struct StepInfo {
   int64_t max_rows_per_seq = 0;
   int64_t num_blocks_used_in_table = 0;
   bool any_sampled = false;
+  bool has_trees =
+      false;  // some sequence's drafts are not a chain: tree_mask, parents, out_rows, plan_moves()
 };
 
 // The most that a step of the device may have, and what it needs first.
@@ -136,6 +139,11 @@ class Runtime {
   // Makes the next step and fills buffers(); nothing when no request is left. Ends with commit() or
   // cancel_step().
   std::optional<StepInfo> plan();
+  // Of a step with trees, once out_tokens, out_num_tokens and out_rows are there: fills move_src, move_dst
+  // and cu_moves with the accepted rows whose KV is not yet where their position is, as compact_kv takes
+  // them, and returns how many. To be made before the next step and before commit(), which may let others
+  // have the blocks.
+  int64_t plan_moves();
   // Takes out_tokens and out_num_tokens of the planned step. seconds: how long the step took, from which
   // draft lengths are chosen (draft_length.h); 0: not measured, drafts are as long as they come.
   std::vector<Event> commit(double seconds = 0.0);
@@ -201,6 +209,9 @@ class Runtime {
     int64_t num_drafts = 0;
     DraftSource source = DraftSource::kHistory;  // of the drafts
     int ngram = 0;                               // that found them
+    bool has_candidates = false;                 // request.tree is what was known when it was planned
+    bool is_tree = false;                        // the drafts are no chain: request.parents
+    int64_t trunk = 0;                           // then: leading drafts that are the chain's
     int64_t table_size = 0;                      // table entries before the step reserved more
     int64_t copy_idx = -1;                       // table entry that was replaced by a copy
     int32_t copy_src = -1;
@@ -216,9 +227,11 @@ class Runtime {
     int32_t row = -1;
     Step step;
     std::vector<int32_t> drafts;
-    int64_t in_flight = 0;    // steps of the device whose results have not been taken
-    bool on_device = false;   // the device's state of it is that of the results taken, or ahead of it
-    int32_t draft_limit = 0;  // in the device's next step
+    std::vector<int32_t> parents;  // of the drafts of a tree: 0 = the last known token, i = draft i - 1
+    DraftTree tree;                // what may follow
+    int64_t in_flight = 0;         // steps of the device whose results have not been taken
+    bool on_device = false;        // the device's state of it is that of the results taken, or ahead of it
+    int32_t draft_limit = 0;       // in the device's next step
 
     int64_t known() const { return static_cast<int64_t>(seq->tokens.size()); }
     int64_t num_generated() const { return known() - prompt_length; }
@@ -276,9 +289,13 @@ class Runtime {
   bool is_related(const Sequence& a, const Sequence& b) const;
   Sequence* find_open(uint64_t session) const;
   int64_t propose(Request& request, int64_t most, Step* found);
+  int grow_tree(Request& request, int offered, int most, const Step& found);
+  int64_t choose_branches(Request& request, int64_t length, int64_t most, Step* found);
 
   // what the step reads (planner.cpp)
+  void cut_trees();
   StepInfo fill_buffers();
+  void fill_trees(const StepInfo& info);
   void fill_row(int64_t row, Request& request, StepInfo* info);
   void fill_table(int64_t row, Sequence& seq);
   void fill_sampling(int64_t row, const Request& request);
@@ -294,6 +311,7 @@ class Runtime {
 
   // results (commit.cpp)
   void check_results() const;
+  void check_walk(const Request& request) const;
   Event commit_request(Request& request);
   void finish_turn(Request& request, int64_t length, bool keep_stats);
 
@@ -313,12 +331,14 @@ class Runtime {
   StepBuffers buffers_;
   std::vector<std::vector<int64_t>> storage_;  // of the buffers that are not bound to the caller's memory
   DraftLength draft_length_;
+  BranchModel branch_model_;
   int64_t budget_ = 0;         // token rows left in the step being planned
   int64_t last_num_seqs_ = 0;  // what the step before filled, to be cleared by the next
   int64_t last_num_tokens_ = 0;
   int64_t last_num_copies_ = 0;
   int64_t last_num_logit_rows_ = 0;
   bool step_planned_ = false;
+  bool moves_due_ = false;  // the planned step has trees and plan_moves() is still to come
   bool preempted_ = false;  // in the step being planned
   uint64_t next_request_id_ = 1;
   uint64_t next_admission_ = 1;

@@ -9,6 +9,7 @@
 
 #include "draft_index.h"
 #include "draft_length.h"
+#include "draft_tree.h"
 #include "radix_tree.h"
 
 namespace skv {
@@ -51,6 +52,7 @@ struct Sequence : Attachment {
   uint64_t request_id = 0;  // the turn in progress
   DraftIndex index;
   DraftRecord draft_record;
+  BranchRecord branch_record;
   std::shared_ptr<const DraftSpans> spans;  // shared with forks
   uint64_t parent = 0;                      // session it was forked from
   std::vector<uint64_t> relatives;  // sessions that this turn drafts from too; closed ones are skipped

@@ -10,6 +10,9 @@
 
 namespace skv {
 
+// Trees are fed where no sequence of the step has more rows than this.
+constexpr int64_t kTreeWords = 2, kTreeRows = 32 * kTreeWords;
+
 struct StepSizes {
   int64_t max_batch_tokens;
   int64_t max_seqs;
@@ -56,6 +59,14 @@ struct StepBuffers {
   int64_t* sample_positions;  // [max_seqs] absolute position of the token that row 0 predicts
   int32_t* out_tokens;        // [max_seqs, max_rows_per_seq] written by the caller before commit()
   int32_t* out_num_tokens;    // [max_seqs]
+  // Of steps with trees (StepInfo::has_trees), stale in others: which rows a row descends from, and after
+  // verification which KV is to be moved (plan_moves).
+  int32_t* tree_mask;  // [max_batch_tokens, kTreeWords] bit j: this row attends to the j-th of its sequence
+  int32_t* parents;    // [max_logit_rows] index within the sequence, -1: the last known token
+  int32_t* out_rows;   // [max_seqs, max_rows_per_seq] rows walked, written by the caller before plan_moves()
+  int64_t* move_src;   // [max_logit_rows] slots
+  int64_t* move_dst;   // [max_logit_rows]
+  int32_t* cu_moves;   // [max_seqs + 1]
   // Of steps that the device takes by itself (plan_ahead): a running request's row.
   int64_t* ahead_request;     // [max_seqs] its id, 0: nobody's row
   int32_t* ahead_joins;       // [max_seqs] 1: the device's state of the row is to be set, from these five
