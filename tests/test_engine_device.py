@@ -70,6 +70,19 @@ def test_answers_are_the_same_with_buffers_on_a_device_of_their_own(checkpoint, 
     assert any(host is not staged for host, staged, _ in tables), "no table took the way over the packed copy"
 
 
+def test_trees_with_buffers_on_a_device_of_their_own(checkpoint, monkeypatch):
+    """Masks, parents and moves reach it, the rows walked come back."""
+    params, prompt = skv.SamplingParams(max_tokens=40), [i * 7 % VOCAB for i in range(40)]
+    answer = Engine.from_pretrained(checkpoint, num_blocks=64, speculation=None).complete(prompt, params).tokens
+    decoys = [answer[i - 4 : i] + [(t + 1) % VOCAB for t in answer[i : i + 6]] for i in range(4, len(answer))]
+    monkeypatch.setattr(generate, "HostBuffers", Apart)
+    engine = Engine.from_pretrained(checkpoint, num_blocks=64, speculation=skv.PromptLookup(num_drafts=12, branches=4))
+    for _ in range(2):
+        turn = engine.open_session(draft_spans=[answer, *decoys]).generate(prompt, params)
+        assert turn.tokens == answer
+    assert engine.stats()["tree_steps"] > 10 and turn.stats.accepted_branches > 10
+
+
 def test_a_failed_step_waits_for_the_device_before_its_buffers_are_free(checkpoint, monkeypatch):
     events = []
 

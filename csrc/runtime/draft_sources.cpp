@@ -17,7 +17,8 @@ constexpr size_t kRecent = 64;  // sessions of a namespace that relatives are lo
 constexpr int kRelativesNgram = 2;
 constexpr int kBranchNgram = 2;  // least that the context of another continuation has in common with ours
 
-// Behind a token that ends the answer nothing is drawn.
+// Behind a token that ends the answer nothing is drawn. A tree gives those rows to branches; chains are as
+// long as the device makes them.
 int up_to_stop(const std::vector<int32_t>& stops, const int32_t* tokens, int num_tokens) {
   for (int i = 0; i < num_tokens; ++i) {
     if (std::find(stops.begin(), stops.end(), tokens[i]) != stops.end()) return i + 1;
@@ -90,8 +91,8 @@ int64_t Runtime::propose(Request& request, int64_t most, Step* found) {
     ask(other->index, other->tokens.data(), kRelativesNgram, DraftSource::kRelatives);
   }
   if (offered == 0) return 0;
-  offered = up_to_stop(request.params.stop_token_ids, drafts, offered);
   if (options_.num_branches > 0) {
+    offered = up_to_stop(request.params.stop_token_ids, drafts, offered);
     offered = grow_tree(request, offered, k, *found);
     found->has_candidates = true;
   }
