@@ -72,7 +72,7 @@ KERNELS = [
                 Bug(KERNEL, "const bool there = of_item < item.num_rows;", "const bool there = true;"),
             ],
             "align": [
-                Bug(LOAD, "if (launch.kv_aligned) {", "if (true) {", "asan"),
+                Bug(LOAD, "load_eight(from, launch.kv_aligned)", "load_eight(from, true)", "asan"),
             ],
             "order": [
                 Bug(
