@@ -4,15 +4,18 @@ Microseconds of thread time, medians: processor time, so other programs lengthen
 that came at once, "chain" one that grew by 306 tokens at a time, as conversations do. memcmp compares the same tokens
 and is what a match cannot beat. A turn is submit, plan and commit around 300 new tokens and one drawn; with more than
 100k tokens, or more than 64 sessions and more than 1k, sessions are forks of one. Drafts: an index that grows with the
-text beside propose_drafts, which reads the whole history each time, and transformers' prompt lookup.
+text beside propose_drafts, which reads the whole history each time, and transformers' prompt lookup. Peers: the prefix
+caches of SGLang and vLLM (peers/prefix_cache.py) in the same run, each in the Python that has it.
 
-    python benchmarks/bench_runtime.py [--quick] [--json FILE]
+    python benchmarks/bench_runtime.py [--quick] [--peers sglang=PYTHON vllm=PYTHON] [--json FILE]
 """
 
 import argparse
 import functools
+import json
 import pathlib
 import statistics
+import subprocess
 import time
 
 import numpy as np
@@ -23,6 +26,7 @@ from stateful_kv import ops
 from stateful_kv.runtime import DraftIndex, RadixTree, Runtime
 
 BLOCK, STEP, DELTA, VOCAB = 16, 306, 300, 32_000
+PREFIX_CACHE = pathlib.Path(__file__).with_name("peers") / "prefix_cache.py"
 
 
 def thread_us(call, repeat: int, prepare=lambda: ()) -> float:
@@ -75,7 +79,7 @@ class Turns:
         shared = history > 100_000 or (sessions > 64 and history > 1000)
         room = history * (1 if shared else sessions) + sessions * 8 * (DELTA + 2 * BLOCK) + 200_000
         self.runtime = Runtime(
-            room // BLOCK, BLOCK, max_batch_tokens=4096, max_blocks_per_seq=(history + 50_000) // BLOCK, num_drafts=0
+            room // BLOCK, BLOCK, max_batch_tokens=4096, max_blocks_per_seq=(history + 100_000) // BLOCK, num_drafts=0
         )
         first = self._ingest(history)
         rest = range(sessions - 1)
@@ -154,9 +158,31 @@ def ops_out() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty(1, 8, dtype=torch.int32), torch.empty(1, dtype=torch.int32)
 
 
+def peer_rows(pythons: dict[str, str], lengths: list[int], repeat: int) -> tuple[list[dict], dict[str, str]]:
+    """Rows of the engines that are there, and why others are not."""
+    rows, skipped = [], {}
+    for engine, python in pythons.items():
+        command = [python, str(PREFIX_CACHE), engine, *map(str, lengths), "--repeat", str(repeat)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            skipped[engine] = str(error)
+            continue
+        if done.returncode:
+            skipped[engine] = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        rows += [{**row, "engine": f"{row['engine']} {found['version']}"} for row in found["rows"]]
+        skipped |= found["skipped"]
+    for name, reason in skipped.items():
+        print(f"SKIPPED: {name}: {reason}")
+    return rows, skipped
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short histories, few repetitions: seconds")
+    parser.add_argument("--peers", nargs="*", default=[], metavar="ENGINE=PYTHON", help="of sglang, vllm")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     torch.set_num_threads(1)  # thread time is that of the calling thread
@@ -169,11 +195,15 @@ def main() -> None:
         "turns": turn_rows(rng, [1, 8] if args.quick else [1, 64, 1000], histories, repeat),
         "drafts": draft_rows(rng, lengths, repeat),
     }
+    pythons = dict(item.split("=", 1) for item in args.peers)
+    tables["peers"], skipped = peer_rows(pythons, lengths, min(repeat, 50))
     for name, rows in tables.items():
-        print(f"\n{name}")
-        print_table(rows)
+        if rows:
+            print(f"\n{name}")
+            print_table(rows)
     if args.json:
-        write_json(args.json, "bench_runtime", {"block_size": BLOCK, "delta_tokens": DELTA, **tables})
+        settings = {"block_size": BLOCK, "delta_tokens": DELTA, "skipped": skipped}
+        write_json(args.json, "bench_runtime", settings | tables)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def load(name: str) -> dict:
 
 def source(result: dict, name: str) -> str:
     m = result["machine"]
-    where = f"{m['processor']}, {m['threads']} threads, torch {m['torch']}"
+    where = f"{m['processor']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}, torch {m['torch']}"
     return f"{where}, commit `{m['commit']}`, {m['date']}, `results/cpu/{name}.json`"
 
 
@@ -86,6 +86,24 @@ def runtime() -> str:
     return f"{what} ({source(result, 'bench_runtime_turn')}):\n\n{table(heads, rows)}"
 
 
+def prefix_caches() -> str:
+    result = load("bench_runtime")
+    lengths = {r["tokens"] for r in result["tree"]}
+    turns = [r for r in result["turns"] if r["sessions"] == 1 and r["history"] in lengths]
+    found = [{"engine": "ours, radix tree", **r} for r in result["tree"]]
+    found += [
+        {"engine": "ours, a session's whole turn", "tokens": r["history"], "shape": "-", "request us": r["turn us"]}
+        for r in turns
+    ]
+    rows = [
+        [r["engine"], f"{r['tokens']:,}", r["shape"]]
+        + [f"{r[k]:,.0f}" if r.get(k) is not None else "-" for k in ("match us", "insert 300 us", "request us")]
+        for r in sorted(found + result["peers"], key=lambda r: r["tokens"])
+    ]
+    heads = ["prefix cache", "tokens held", "shape", "match", f"insert {result['delta_tokens']}", "request in all"]
+    return f"Prefix caches, microseconds of thread time ({source(result, 'bench_runtime')}):\n\n{table(heads, rows)}"
+
+
 def attention() -> str:
     result, decodes = load("bench_delta_prefill"), load("bench_delta_prefill_decode")
     decode = [r for r in decodes["decode"] if r["context"] == 16384 and r["batch"] == 1]
@@ -116,6 +134,20 @@ def attention() -> str:
     names += ["us, num_splits -1", "its share"][: len(shares[0]) - len(names)]
     deltas, ones = text.split("\n\n")
     return f"{deltas}\n\n{table(heads, rows)}\n\n{ones}\n\n{table(names, shares)}"
+
+
+def steps() -> str:
+    result = load("bench_step")
+    columns = ("step ms", "weights ms", "attention ms", "else ms", "host us", "share of floor")
+    rows = [
+        [str(r["sessions"]), r["contestant"]]
+        + [f"{r[c]:.0f}" if c == "host us" else f"{r[c]:.0%}" if "share" in c else f"{r[c]:.1f}" for c in columns]
+        for r in result["rows"]
+    ]
+    s = result["settings"]
+    what = f"One decoding step of many sessions, {s['model']} parameters, {s['dtype']}, {s['context']:,} tokens each"
+    text = "its parts, host time, and what reading weights and KV takes as a share of it"
+    return f"{what}: {text} ({source(result, 'bench_step')}):\n\n{table(['sessions', 'loop', *columns], rows)}"
 
 
 def linears() -> str:
@@ -243,6 +275,8 @@ def section() -> str:
         turns(),
         host_time(),
         runtime(),
+        prefix_caches(),
+        steps(),
         linears(),
         decode(),
         attention(),
