@@ -53,6 +53,8 @@ def make_attention(
     layout="nhd", shared_blocks=0, padding_rows=0, extra_columns=1, pad=-1, spare=0, **options,
 ):  # fmt: skip
     """Sequence b has lengths[b] tokens in the cache, of which the last new[b] are queried (q may be longer than k)."""
+    if backend.emulated:
+        skip_unless(backend, dtype, head_dim=head_dim)
     cache_dtype = cache_dtype or dtype
     num_blocks = blocks_needed(lengths, block_size, shared_blocks)
     k_cache, v_cache, _ = make_pool(layout, num_blocks, block_size, kv_heads, head_dim, cache_dtype)

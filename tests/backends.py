@@ -53,6 +53,12 @@ class Simt(Cuda):
     def ops(self):
         return torch.ops.stateful_kv_simt
 
+    def supports(self, op, dtype=torch.float32, cache_dtype=None, head_dim=64, block_size=16):
+        """SIMT_FEW: a slow build, which has no attention with queries in float16 (simt/few_attention_kernels.cu)."""
+        if os.environ.get("SIMT_FEW") and op == "delta_prefill" and dtype == torch.float16:
+            return False
+        return super().supports(op, dtype, cache_dtype, head_dim, block_size)
+
     def __init__(self):
         torch.ops.load_library(str(SIMT_LIBRARY))
 

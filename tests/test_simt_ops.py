@@ -31,8 +31,8 @@ SAID_ONCE = (
     "(a_schedule_changes_no_bit and not 70)",
     "test_delta_prefill_fp8",  # about sm_90
 )
-# Attention on sm_90: what its own kernel does not take is as on other devices; the slow builds have it for bf16 and fp8
-# with head_dim 64 only (simt/few_hopper_kernels.cu) and run some of the rest.
+# The slow builds have attention for queries in bf16 only, on sm_90 of head_dim 64 (simt/few_attention_kernels.cu), and
+# run some of what there is for sm_90. There, what its own kernel does not take is as on other devices.
 NOT_ON_SM90 = ("few_rows",)
 SOME_ON_SM90 = (
     *("test_splits and bfloat16", "test_trees", "tree_with_a_window", "unaligned", "negative_block"),
@@ -62,6 +62,7 @@ def run(kind, seed, capability):
         "STATEFUL_KV_TEST_BACKENDS": "simt",
         "SIMT_SEED": str(seed),
         "SIMT_CAPABILITY": str(capability),
+        "SIMT_FEW": "" if kind == "plain" else "1",
         "OMP_NUM_THREADS": "1",
     }
     if kind == "asan":

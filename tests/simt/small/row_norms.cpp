@@ -1,5 +1,7 @@
 // rms_norm and fused_add_rms_norm: rows of several warps, the last group partly filled, operands not aligned
 // one at a time.
+#include "fewer_types.h"
+
 #include "fused_add_rms_norm.cu"
 #include "rms_norm.cu"
 #include "small.h"

@@ -1,4 +1,6 @@
 // silu_and_mul: rows longer than one CTA takes, aligned and not.
+#include "fewer_types.h"
+
 #include "silu_and_mul.cu"
 
 #include "small.h"

@@ -1,6 +1,7 @@
-// Stands in for delta_prefill_*_sm90.cu in the slow builds, where each of them takes half a minute: bf16 and
-// fp8, head_dim 64.
+// Stands in for some of delta_prefill_*.cu in the slow builds, where each of them takes half a minute and its
+// tests minutes: on sm_90 bf16 and fp8 with head_dim 64; no queries in f16, whose kernels are those of bf16.
 #include "delta_prefill_hopper.cuh"
+#include "delta_prefill_kernel.cuh"
 
 namespace skv {
 namespace cuda {
@@ -25,6 +26,14 @@ void launch_hopper_of<__nv_fp8_e4m3>(const AttentionLaunch& launch, bool tma, in
 }
 template <>
 void launch_hopper_of<__half>(const AttentionLaunch&, bool, int, cudaStream_t) {
+  throw std::runtime_error("not in this build");
+}
+template <>
+void launch_attention_of<__half, __half>(const AttentionLaunch&, int, cudaStream_t) {
+  throw std::runtime_error("not in this build");
+}
+template <>
+void launch_attention_of<__half, __nv_fp8_e4m3>(const AttentionLaunch&, int, cudaStream_t) {
   throw std::runtime_error("not in this build");
 }
 
