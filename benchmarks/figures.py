@@ -150,6 +150,28 @@ def steps() -> str:
     return f"{what}: {text} ({source(result, 'bench_step')}):\n\n{table(['sessions', 'loop', *columns], rows)}"
 
 
+def speculation() -> str:
+    free, trees = load("bench_speculation_cost"), load("bench_tree_drafts")
+    cost = [[r["drafts"], f"{r['median ratio']:.3f}", f"{r['ratio of all']:.3f}"] for r in free["rows"]]
+    gain = [
+        [r["workload"].removeprefix("embedded_").replace("_", " "), r["drafts"], str(r["steps"]), str(r["with trees"])]
+        + [f"{r['tokens a step']:.2f}", f"{r['accepted']} of {r['drafted']}"]
+        + [f"{r['accepted of them']} of {r['of branches']}", f"{r['to the chain']:.2f}"]
+        + [f"{r['answers equal']} of {r['answers']}"]
+        for r in trees["rows"]
+    ]
+    s = free["settings"]
+    heads = ["workload", "drafts", "steps", "with trees", "tokens a step", "accepted", "of branches"]
+    heads += ["time to the chain's", "answers equal"]
+    return (
+        f"What speculation costs on text that does not repeat itself, {s['model']} random weights, {s['dtype']}, times "
+        f"of turns to those without ({source(free, 'bench_speculation_cost')}):\n\n"
+        f"{table(['drafts', 'median turn', 'all turns'], cost)}\n\n"
+        f"Chains and trees of drafts on the embedded model, {trees['settings']['dtype']}, off by default for what this "
+        f"says ({source(trees, 'bench_tree_drafts')}):\n\n{table(heads, gain)}"
+    )
+
+
 def linears() -> str:
     text = []
     for dtype in ("bfloat16", "float32"):
@@ -277,6 +299,7 @@ def section() -> str:
         runtime(),
         prefix_caches(),
         steps(),
+        speculation(),
         linears(),
         decode(),
         attention(),
