@@ -62,18 +62,26 @@ def run_linears(model, buffers) -> None:
 
 
 def interleaved(
-    contestants: dict[str, Callable[[], object]], budget_s: float = 0.4, least: int = 5
+    contestants: dict[str, Callable[[], object]],
+    budget_s: float = 0.4,
+    least: int = 5,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Median seconds of each contestant, called in turns so that a slow moment of the machine meets all of them."""
+    """Median seconds of each contestant, called in turns so that a slow moment of the machine meets all of them.
+
+    before: called before each of them, and not timed.
+    """
     for run in contestants.values():
         run()
     begin = time.perf_counter()
     for run in contestants.values():
+        before()
         run()
     once = time.perf_counter() - begin
     times = {name: [] for name in contestants}
     for _ in range(max(least, min(200, int(budget_s * len(contestants) / max(once, 1e-9))))):
         for name, run in contestants.items():
+            before()
             begin = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - begin)

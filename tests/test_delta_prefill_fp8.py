@@ -39,6 +39,18 @@ def test_masks_caps_and_sinks(backend, dtype, name):
         check(backend, case, splits)
 
 
+def test_parts_that_a_worker_keeps(backend):
+    """num_splits = -1, more sequences than workers: each worker folds the parts of whole sequences in memory of its
+    own, which no other worker's may touch."""
+    skip_unless(backend, head_dim=128)
+    case = make_attention(backend, [1] * 6, [2100] * 6, 4, 1, 128, cache_dtype=FP8, **fp8_scales("scalar", 6, 1))
+    if not backend.emulated:  # of an emulated device there are four workers
+        many = {name: getattr(case, name).repeat_interleave(50, 0) for name in ("query", "seqused_k", "block_table")}
+        cu_seqlens_q = torch.arange(301, dtype=torch.int32, device=case.query.device)
+        case = dataclasses.replace(case, **many, cu_seqlens_q=cu_seqlens_q)
+    check(backend, case, -1)
+
+
 @pytest.mark.parametrize("k_scale", [1.0, 2.0**-18])
 def test_rows_of_every_size(backend, k_scale):
     """bf16 reaches far beyond f16, up and down, from row to row and within a row."""

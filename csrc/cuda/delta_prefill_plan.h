@@ -128,7 +128,11 @@ inline PrefillPlan plan_delta_prefill(const DeltaPrefillParams& p, const Prefill
     items += plan.num_tickets;
   }
   plan.ctas = int(std::min(items, workers));
-  if (p.num_splits < 0 && chunks > 1) plan.kept_stride = kept_size(int(tile_rows), int(head_dim));
+  if (p.num_splits < 0 && chunks > 1) {
+    // Of fp8 there is one kernel for all numbers of rows, whose threads are those of 128.
+    const bool both_groups = plan.hopper && p.cache.dtype == DType::kFloat8E4M3;
+    plan.kept_stride = kept_size(both_groups ? 128 : int(tile_rows), int(head_dim));
+  }
   plan.part_stats = plan.tickets + round_up(plan.num_tickets * 4);
   plan.parts = plan.part_stats + round_up(plan.part_rows * 8);
   plan.kept = plan.parts + round_up(plan.part_rows * head_dim * 4);

@@ -159,6 +159,9 @@ void workspaces() {
   p.max_blocks = 4;
   p.num_splits = 0;
   CHECK(cuda::plan_delta_prefill(p, kH200).ctas <= 132);
+  // What the threads of both groups keep: four floats of 16 columns of a row each, and four numbers.
+  const Call fp8{kH200, 1, 32, 8, 128, -1, kFp8, 16, 0};
+  CHECK(cuda::plan_delta_prefill(params_of(fp8, 64, 8192), kH200).kept_stride >= (128 / 8 + 1) * 256);
 }
 
 }  // namespace
