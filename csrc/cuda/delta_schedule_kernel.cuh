@@ -36,20 +36,41 @@ __global__ void __launch_bounds__(kScheduleThreads)
 
   // Splits follow from all the work there is.
   const auto cost_of = [&](const SequenceWork& w) { return w.part_rows > 64 ? list.large_cost : 1; };
-  int64_t cost = 0, total_cost;
+  int64_t cost = 0, tiles_of_rows = 0, total_cost, least_items;
   for (int64_t b = begin; b < end; ++b) {
     const SequenceWork w = work_of(b);
     cost += int64_t(w.row_tiles) * w.tiles * heads * cost_of(w);
+    tiles_of_rows += int64_t(w.row_tiles) * heads;
   }
   exclusive_sum<kScheduleThreads>(cost, total_cost);
-  const int share = (int(min(total_cost, int64_t(1) << 30)) + list.workers - 1) / list.workers;
-  const auto tiles_per_split = [&](const SequenceWork& w) {
+  exclusive_sum<kScheduleThreads>(tiles_of_rows, least_items);
+  const int fair = (int(min(total_cost, int64_t(1) << 30)) + list.workers - 1) / list.workers;
+  // Tiles in each split where a worker takes a cost of `share`: splits of a sequence are as long as one
+  // another.
+  const auto tiles_per_split = [&](const SequenceWork& w, int share) {
     if (w.tiles == 0) return 1;
     if (p.num_splits > 0) return (w.tiles - 1) / p.num_splits + 1;
     const int least = max(list.min_tiles, kMinKeysPerPartRow * w.part_rows / shape.tile);
-    const int tiles = max((share + cost_of(w) - 1) / cost_of(w), p.num_splits < 0 ? 1 : least);
+    const int most = max((share + cost_of(w) - 1) / cost_of(w), p.num_splits < 0 ? 1 : least);
+    const int splits = w.splits(most), tiles = (w.tiles + splits - 1) / splits;
     return (tiles + shape.chunk_tiles - 1) / shape.chunk_tiles * shape.chunk_tiles;
   };
+  // One item more than there are workers keeps all of them waiting for the one that takes two: larger shares,
+  // until each has one at most. Where there are more even without splits the fair share stays.
+  int share = fair;
+  if (p.num_splits <= 0 && least_items <= list.workers) {
+    for (int64_t tried = fair, total_items; tried <= 4 * int64_t(fair); tried += tried / 16 + 1) {
+      int64_t items = 0;
+      for (int64_t b = begin; b < end; ++b) {
+        const SequenceWork w = work_of(b);
+        items += int64_t(w.row_tiles) * heads * w.splits(tiles_per_split(w, int(tried)));
+      }
+      exclusive_sum<kScheduleThreads>(items, total_items);
+      if (total_items > list.workers) continue;
+      share = int(tried);
+      break;
+    }
+  }
   const auto part_rows = [&](const SequenceWork& w, int per_split) {
     const int splits = w.splits(per_split);
     const int parts = p.num_splits < 0 ? (w.tiles + shape.chunk_tiles - 1) / shape.chunk_tiles : splits;
@@ -60,11 +81,11 @@ __global__ void __launch_bounds__(kScheduleThreads)
   int64_t rows = 0, total_rows, split = 0, whole = 0, total_split, total_whole;
   for (int64_t b = begin; b < end; ++b) {
     const SequenceWork w = work_of(b);
-    rows += part_rows(w, tiles_per_split(w));
+    rows += part_rows(w, tiles_per_split(w, share));
   }
   const int64_t first_row = exclusive_sum<kScheduleThreads>(rows, total_rows);
   const auto settle = [&](const SequenceWork& w, int64_t& row) {  // tiles per split; moves row on
-    const int per_split = tiles_per_split(w);
+    const int per_split = tiles_per_split(w, share);
     row += part_rows(w, per_split);
     return row <= list.most_part_rows ? per_split : max(w.tiles, 1);
   };

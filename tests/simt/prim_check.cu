@@ -10,6 +10,11 @@
 
 #include "prim_kernels.cuh"
 
+#if defined(__CUDACC__)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 using skv::prim_cases::Needs;
@@ -106,27 +111,55 @@ bool chosen(const PrimCase& c, int argc, char** argv) {
   return argc == 1;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+// 0: right or skipped, 1: wrong, 3: there is no device.
+int check_case(const PrimCase& c) {
   if (!find_device()) {
     std::printf("no device\n");
     return 3;
   }
+  if (!can_run(c.needs)) {
+    std::printf("skipped %s: not for compute capability %d.%d\n", c.name, capability / 10, capability % 10);
+    return 0;
+  }
+  try {
+    return !passes(c);
+  } catch (const std::exception& e) {
+    std::printf("WRONG %s: %s\n", c.name, e.what());
+    return 1;
+  }
+}
+
+#if defined(__CUDACC__)
+// In a process of its own: after a fault of a kernel a process gets no more work done on the device.
+int check_apart(const PrimCase& c) {
+  constexpr unsigned kMostSeconds = 20;
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(kMostSeconds);
+    const int code = check_case(c);
+    std::fflush(stdout);
+    _exit(code);
+  }
+  int status = 0;
+  if (child < 0 || waitpid(child, &status, 0) < 0) throw std::runtime_error("no process for a case");
+  if (WIFEXITED(status)) return WEXITSTATUS(status);
+  std::printf("WRONG %s: ended by signal %d\n", c.name, WTERMSIG(status));
+  return 1;
+}
+#else
+int check_apart(const PrimCase& c) { return check_case(c); }
+#endif
+
+}  // namespace
+
+int main(int argc, char** argv) {
   int wrong = 0;
   for (const PrimCase& c : skv::prim_cases::prim_cases()) {
     if (!chosen(c, argc, argv)) continue;
-    if (!can_run(c.needs)) {
-      std::printf("skipped %s: not for compute capability %d.%d\n", c.name, capability / 10, capability % 10);
-      continue;
-    }
-    try {
-      wrong += !passes(c);
-    } catch (const std::exception& e) {
-      std::printf("WRONG %s: %s\n", c.name, e.what());
-      ++wrong;
-    }
+    const int code = check_apart(c);
     std::fflush(stdout);
+    if (code == 3) return 3;
+    wrong += code != 0;
   }
   return wrong != 0;
 }
