@@ -26,12 +26,6 @@ def engine_of(model, **options):
     return skv.Engine(model, **{"num_blocks": 200, "block_size": 8, "max_seqs": 8, **options})
 
 
-def settle(engine):
-    """Takes the results of steps under way over; returns their events."""
-    loop = engine._loop.device_loop
-    return [] if loop is None else loop._take_all()
-
-
 def params_of(r):
     return skv.SamplingParams(
         max_tokens=r.choice([1, 2, 9, 25]), temperature=r.choice([0.0, 0.0, 0.8]), top_k=r.choice([0, 5]),
@@ -227,6 +221,35 @@ def test_a_failed_step_changes_nothing(model, monkeypatch):
     engine._runtime.check()
     answers = [session.generate([4, 5], params).tokens for session in sessions]
     assert answers[0] == answers[1]
+
+
+def test_a_copy_that_failed_is_made_again(model, monkeypatch):
+    """A fork inside a block; the step that should copy that block fails, and the request goes on."""
+    engine, reference = engine_of(model, device_loop=True), engine_of(model)
+    params, children = skv.SamplingParams(max_tokens=12), []
+    for e in (engine, reference):
+        parent = e.open_session()
+        parent.generate([1, 2, 3], params)
+        children.append(parent.fork())
+    real, failures = device_step.ops.copy_blocks, [ZeroDivisionError]
+
+    def copy_blocks(*args):
+        if failures:
+            raise failures.pop()
+        real(*args)
+
+    monkeypatch.setattr(device_step.ops, "copy_blocks", copy_blocks)
+    engine.submit(skv.Request(children[0], [7], params))
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    engine._runtime.check()
+    events = []
+    while not events or events[-1].turn is None:
+        events += engine.step()
+    tokens = events[-1].turn.tokens
+    assert tokens == children[1].generate([7], params).tokens and children[0].tokens == children[1].tokens
+    assert engine._loop.device_loop.blocks_copied == 1
+    engine._runtime.check()
 
 
 def test_a_step_that_draws_nothing_is_an_error(model, monkeypatch):

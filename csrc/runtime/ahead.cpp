@@ -99,6 +99,8 @@ void Runtime::reserve_ahead(Request& request, AheadInfo* info) {
   const Step step = request.step;
   request.step = Step{};
   if (step.copy_idx < 0) return;
+  request.ahead_copy_idx = step.copy_idx;
+  request.ahead_copy_src = step.copy_src;
   buffers_.copy_src[info->num_copies] = step.copy_src;
   buffers_.copy_dst[info->num_copies] = seq.table[step.copy_idx];
   buffers_.copy_num_tokens[info->num_copies++] = static_cast<int32_t>(seq.resident % options_.block_size);
@@ -151,6 +153,7 @@ std::vector<Event> Runtime::commit_ahead(const int64_t* request_ids, const int32
     Request* request = request_of_row(row);
     if (!request) continue;
     --request->in_flight;
+    request->ahead_copy_idx = -1;
     const int32_t* entry = results + row * width;
     if (entry[0] == 0) continue;
     only_decodes = only_decodes && entry[0] == entry[1];
@@ -181,6 +184,12 @@ void Runtime::forget_ahead() {
   for (Request* r : running_) {
     r->in_flight = 0;
     r->on_device = false;
+    if (r->ahead_copy_idx < 0) continue;
+    Sequence& seq = *r->seq;  // the copy may not have been made
+    pool_.unref(seq.table[r->ahead_copy_idx]);
+    seq.set_block(r->ahead_copy_idx, r->ahead_copy_src);
+    seq.own_begin = r->ahead_copy_idx + 1;
+    r->ahead_copy_idx = -1;
   }
   for (auto& seq : sequences_) {
     if (seq) seq->row_history = 0;

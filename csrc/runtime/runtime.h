@@ -232,6 +232,9 @@ class Runtime {
     int64_t in_flight = 0;         // steps of the device whose results have not been taken
     bool on_device = false;        // the device's state of it is that of the results taken, or ahead of it
     int32_t draft_limit = 0;       // in the device's next step
+    // As in a Step: a copy that the device was told to make, until results of it are taken.
+    int64_t ahead_copy_idx = -1;
+    int32_t ahead_copy_src = -1;
 
     int64_t known() const { return static_cast<int64_t>(seq->tokens.size()); }
     int64_t num_generated() const { return known() - prompt_length; }
