@@ -1,6 +1,7 @@
 """What is measured of the whole attention table, and where a peer is faster: the lists of benchmarks/results/README.md.
 
-Reads <GPU>/table_*.json below the results; `python -m benchmarks.gpu.status` writes the lists.
+Reads <GPU>/table_*.json below the results, and the cells that <GPU>/gpu_check.json has timed; `python -m
+benchmarks.gpu.status` writes the lists.
 """
 
 import json
@@ -13,11 +14,20 @@ def key(shape: dict) -> str:
     return json.dumps(shape, sort_keys=True)
 
 
+def rows_in(path: pathlib.Path) -> list[dict]:
+    """Cells of attention that a file holds: one of bench.py's, or gpu_check.py's."""
+    data = json.loads(path.read_text())
+    if "parts" not in data:
+        return data["rows"]
+    steps = data["parts"].get("bench", {}).get("steps", [])
+    return [] if data["emulated"] else [row for step in steps if step["name"] == "attention" for row in step["rows"]]
+
+
 def rows_of(folder: pathlib.Path, name: str) -> dict[str, tuple[str, dict]]:
     """{cell: (GPU's folder, its row)} of one table, rows with a time of ours only."""
     found = {}
-    for path in sorted(folder.glob(f"*/{name}.json")):
-        for row in json.loads(path.read_text())["rows"]:
+    for path in sorted(folder.glob("*/gpu_check.json")) + sorted(folder.glob(f"*/{name}.json")):
+        for row in rows_in(path):
             if "ours" in row.get("us", {}):
                 found[key(row["shape"])] = (path.parent.name, row)
     return found

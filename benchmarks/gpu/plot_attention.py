@@ -5,10 +5,11 @@ other; a colour per context, a dash per batch. The floor is the larger of bytes 
 FLOP over the measured rate of matrix products.
 """
 
-import json
 import math
 import pathlib
 import sys
+
+from .attention_cells import rows_in
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 60, 50, 30, 150
 COLOURS = ("#1b6ca8", "#e07a1f", "#3a9a4b", "#b03060", "#6b4fa0", "#8a6d3b")
@@ -64,8 +65,7 @@ def svg(rows: list[dict], title: str) -> str:
 
 def main(source: str, target: str | None = None) -> int:
     path = pathlib.Path(source)
-    rows = json.loads(path.read_text())["rows"]
-    pathlib.Path(target or path.with_suffix(".svg")).write_text(svg(rows, path.stem))
+    pathlib.Path(target or path.with_suffix(".svg")).write_text(svg(rows_in(path), path.stem))
     return 0
 
 

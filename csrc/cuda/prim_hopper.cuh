@@ -7,7 +7,8 @@
 //   mbar_try_wait(bar, parity) -> bool, mbar_wait(bar, parity)   parity of the phase that is waited for
 //   fence_proxy_async()                shared memory written by ordinary stores -> bulk copies and wgmma
 //   bulk_load(dst, src, bytes, bar)    global -> shared, multiples of 16 bytes; bytes are counted at bar
-//   tma_load<rank>(dst, map, bar, at)  a box of a tensor; the whole box is counted, outside are zeros
+//   tma_load<rank>(dst, map, bar, at)  a box of a tensor; the whole box is counted, outside are zeros; at[0]
+//                                      begins at a multiple of 16 bytes
 //   bulk_store(dst, src, bytes), tma_store<rank>(map, src, at)        shared -> global, then
 //   bulk_commit(), bulk_wait_read<n>() shared memory may be reused, bulk_wait<n>() written, of own groups
 //   prefetch_tensor_map(map)

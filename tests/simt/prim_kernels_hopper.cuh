@@ -119,7 +119,8 @@ struct Box {
   static constexpr int kSize[5] = {72, 5, 3, 4, 2};
   static constexpr int kStride[5] = {kElement, 160, 800, 2432, 9728};  // bytes
   static constexpr int kBox[5] = {kWidth, 4, 2, 3, 2};
-  static constexpr int kAt[5] = {kRank == 2 ? 44 : -8, 2, -1, -1, 1};
+  // TMA wants the first coordinate's bytes to be a multiple of 16: anything else is an illegal instruction.
+  static constexpr int kAt[5] = {kRank == 2 ? 40 : -16 / kElement, 2, -1, -1, 1};
   static constexpr int kTensorWords = kSize[kRank - 1] * kStride[kRank - 1] / 4;
 
   static constexpr int kBytes = kElement * kBox[0] * kBox[1] * (kRank > 2 ? kBox[2] : 1) *
