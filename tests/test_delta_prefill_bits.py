@@ -11,6 +11,8 @@ from attention_cases import check, make_attention, one_sequence, run, skip_unles
 from backends import FP8
 from cases import LAYOUTS, Frozen, cumulative, fill, same_bits
 
+import stateful_kv as skv
+
 # ---- bitwise promises -----------------------------------------------------------------------------------------------
 
 INVARIANT = [
@@ -182,6 +184,21 @@ def test_a_schedule_changes_no_bit(backend, num_splits, options):
         want = run(backend, case, num_splits)
         assert_rows(run(backend, case, num_splits, schedule), want, f"layer {layer}")
         check(backend, case, num_splits, schedule)
+
+
+def test_no_worker_takes_a_second_item_that_keeps_the_others_waiting(backend):
+    """Sequences that do not fill a CUDA kernel's workers are cut into as many items as there are workers, or fewer."""
+    skip_unless(backend)
+    if backend.name == "cpu":
+        pytest.skip("its threads take the next item when they are done with one")
+    multiprocessors = 4 if backend.emulated else torch.cuda.get_device_properties(0).multi_processor_count
+    workers, kv_heads = 2 * multiprocessors, 2
+    for batch in range(1, workers // kv_heads + 1):
+        cu_seqlens_q = torch.arange(batch + 1, dtype=torch.int32, device=backend.device)
+        seqused_k = torch.full((batch,), 512 * workers, dtype=torch.int32, device=backend.device)
+        schedule = torch.zeros(skv.ops.schedule_size(batch), dtype=torch.int32, device=backend.device)
+        backend.ops.schedule_delta_prefill(schedule, cu_seqlens_q, seqused_k, 8, kv_heads, 128, 1, 0)
+        assert workers // 2 < int(schedule[2]) <= workers, f"{batch} sequences"
 
 
 def test_a_schedule_of_an_empty_batch(backend):
