@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .library import call as _call
-from .library import op as _op
+from .native import call as _call
+from .native import op as _op
 from .step_ops import commit_step, plan_step  # noqa: F401
 
 

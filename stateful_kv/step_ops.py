@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from .library import call as _call
-from .library import op as _op
+from .native import call as _call
+from .native import op as _op
 
 
 def plan_step(
