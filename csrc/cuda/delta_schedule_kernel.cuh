@@ -36,14 +36,14 @@ __global__ void __launch_bounds__(kScheduleThreads)
 
   // Splits follow from all the work there is.
   const auto cost_of = [&](const SequenceWork& w) { return w.part_rows > 64 ? list.large_cost : 1; };
-  int64_t cost = 0, tiles_of_rows = 0, total_cost, least_items;
+  int64_t cost = 0, uncut = 0, total_cost, least_items;
   for (int64_t b = begin; b < end; ++b) {
     const SequenceWork w = work_of(b);
     cost += int64_t(w.row_tiles) * w.tiles * heads * cost_of(w);
-    tiles_of_rows += int64_t(w.row_tiles) * heads;
+    uncut += int64_t(w.row_tiles) * heads;
   }
   exclusive_sum<kScheduleThreads>(cost, total_cost);
-  exclusive_sum<kScheduleThreads>(tiles_of_rows, least_items);
+  exclusive_sum<kScheduleThreads>(uncut, least_items);
   const int fair = (int(min(total_cost, int64_t(1) << 30)) + list.workers - 1) / list.workers;
   // Tiles in each split where a worker takes a cost of `share`: splits of a sequence are as long as one
   // another.

@@ -96,13 +96,12 @@ void Runtime::reserve_ahead(Request& request, AheadInfo* info) {
     --seq.own_begin;
   }
   reserve(request, seq.resident, std::max<int64_t>(0, end_ahead(request) - seq.resident), 0);
-  const Step step = request.step;
+  const TailCopy copy = request.step.copy;
   request.step = Step{};
-  if (step.copy_idx < 0) return;
-  request.ahead_copy_idx = step.copy_idx;
-  request.ahead_copy_src = step.copy_src;
-  buffers_.copy_src[info->num_copies] = step.copy_src;
-  buffers_.copy_dst[info->num_copies] = seq.table[step.copy_idx];
+  if (copy.idx < 0) return;
+  request.ahead_copy = copy;
+  buffers_.copy_src[info->num_copies] = copy.from;
+  buffers_.copy_dst[info->num_copies] = seq.table[copy.idx];
   buffers_.copy_num_tokens[info->num_copies++] = static_cast<int32_t>(seq.resident % options_.block_size);
   last_num_copies_ = std::max(last_num_copies_, info->num_copies);
 }
@@ -153,7 +152,7 @@ std::vector<Event> Runtime::commit_ahead(const int64_t* request_ids, const int32
     Request* request = request_of_row(row);
     if (!request) continue;
     --request->in_flight;
-    request->ahead_copy_idx = -1;
+    request->ahead_copy = TailCopy{};
     const int32_t* entry = results + row * width;
     if (entry[0] == 0) continue;
     only_decodes = only_decodes && entry[0] == entry[1];
@@ -184,12 +183,7 @@ void Runtime::forget_ahead() {
   for (Request* r : running_) {
     r->in_flight = 0;
     r->on_device = false;
-    if (r->ahead_copy_idx < 0) continue;
-    Sequence& seq = *r->seq;  // the copy may not have been made
-    pool_.unref(seq.table[r->ahead_copy_idx]);
-    seq.set_block(r->ahead_copy_idx, r->ahead_copy_src);
-    seq.own_begin = r->ahead_copy_idx + 1;
-    r->ahead_copy_idx = -1;
+    take_back(*r->seq, &r->ahead_copy);
   }
   for (auto& seq : sequences_) {
     if (seq) seq->row_history = 0;

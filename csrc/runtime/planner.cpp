@@ -146,12 +146,11 @@ void Runtime::reserve(Request& request, int64_t start, int64_t num_tokens, int64
   const int64_t size = std::max(step.table_size, (end + block_size - 1) / block_size);
   bool ok = true;
   if (seq.tail_is_shared(block_size)) {
-    step.copy_idx = seq.resident / block_size;
-    step.copy_src = seq.table[step.copy_idx];
+    step.copy = {seq.resident / block_size, seq.table[seq.resident / block_size]};
     int32_t copy = 0;
     ok = pool_.alloc(1, &copy);
-    seq.set_block(step.copy_idx, copy);
-    seq.own_begin = step.copy_idx;
+    seq.set_block(step.copy.idx, copy);
+    seq.own_begin = step.copy.idx;
   }
   seq.table.resize(size);
   ok = ok && pool_.alloc(size - step.table_size, seq.table.data() + step.table_size);
@@ -161,17 +160,22 @@ void Runtime::reserve(Request& request, int64_t start, int64_t num_tokens, int64
 // The step will not run for this request: its reservations go back.
 void Runtime::unplan(Request& request) {
   Sequence& seq = *request.seq;
-  const Step step = request.step;
+  Step step = request.step;
   request.step = Step{};
   if (step.num_tokens == 0) return;
   for (int64_t i = step.table_size; i < static_cast<int64_t>(seq.table.size()); ++i)
     pool_.unref(seq.table[i]);
   seq.resize_table(step.table_size);
-  if (step.copy_idx >= 0) {
-    pool_.unref(seq.table[step.copy_idx]);
-    seq.set_block(step.copy_idx, step.copy_src);
-    seq.own_begin = step.copy_idx + 1;
-  }
+  take_back(seq, &step.copy);
+}
+
+// The copy may not have been made: the table names its source again.
+void Runtime::take_back(Sequence& seq, TailCopy* copy) {
+  if (copy->idx < 0) return;
+  pool_.unref(seq.table[copy->idx]);
+  seq.set_block(copy->idx, copy->from);
+  seq.own_begin = copy->idx + 1;
+  *copy = TailCopy{};
 }
 
 void Runtime::cancel_step() {
@@ -268,9 +272,9 @@ void Runtime::fill_row(int64_t row, Request& request, StepInfo* info) {
 
   fill_table(row, seq);
   request.on_device = false;
-  if (step.copy_idx >= 0) {
-    b.copy_src[info->num_copies] = step.copy_src;
-    b.copy_dst[info->num_copies] = seq.table[step.copy_idx];
+  if (step.copy.idx >= 0) {
+    b.copy_src[info->num_copies] = step.copy.from;
+    b.copy_dst[info->num_copies] = seq.table[step.copy.idx];
     b.copy_num_tokens[info->num_copies++] = static_cast<int32_t>(seq.resident % block_size);
   }
   for (int64_t i = 0; i < step.num_logits; ++i) {

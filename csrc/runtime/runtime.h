@@ -202,6 +202,12 @@ class Runtime {
 
  private:
   // What a request does in the step being planned.
+  // An entry of a block table that was replaced by a block of its own, into which `from` is to be copied.
+  struct TailCopy {
+    int64_t idx = -1;  // -1: none
+    int32_t from = -1;
+  };
+
   struct Step {
     int64_t start = 0;       // position of the first token fed
     int64_t num_tokens = 0;  // rows, drafts included; 0: not part of the step
@@ -213,8 +219,7 @@ class Runtime {
     bool is_tree = false;                        // the drafts are no chain: request.parents
     int64_t trunk = 0;                           // then: leading drafts that are the chain's
     int64_t table_size = 0;                      // table entries before the step reserved more
-    int64_t copy_idx = -1;                       // table entry that was replaced by a copy
-    int32_t copy_src = -1;
+    TailCopy copy;
   };
 
   struct Request {
@@ -232,9 +237,7 @@ class Runtime {
     int64_t in_flight = 0;         // steps of the device whose results have not been taken
     bool on_device = false;        // the device's state of it is that of the results taken, or ahead of it
     int32_t draft_limit = 0;       // in the device's next step
-    // As in a Step: a copy that the device was told to make, until results of it are taken.
-    int64_t ahead_copy_idx = -1;
-    int32_t ahead_copy_src = -1;
+    TailCopy ahead_copy;           // that the device was told to make, until results of it are taken
 
     int64_t known() const { return static_cast<int64_t>(seq->tokens.size()); }
     int64_t num_generated() const { return known() - prompt_length; }
@@ -286,6 +289,7 @@ class Runtime {
   bool admit(Request& request);
   void reserve(Request& request, int64_t start, int64_t num_tokens, int64_t num_drafts);
   void unplan(Request& request);
+  void take_back(Sequence& seq, TailCopy* copy);
 
   // what may follow (draft_sources.cpp)
   void find_relatives(Sequence& seq);
