@@ -21,6 +21,7 @@ import stateful_kv as skv
 sys.path.insert(0, str(ROOT))
 from benchmarks.proof import models
 from benchmarks.workloads import files
+from benchmarks.workloads.play import requests_of
 
 WAYS = {
     "no speculation": None,
@@ -31,23 +32,19 @@ WAYS = {
 
 def play(engines: dict, workload, first: int) -> list[dict[str, float]]:
     """Seconds of every step of the workload, of each engine; engine number `first` begins."""
-    sessions, seconds = {}, []
+    sessions, seconds = {way: {} for way in engines}, []
     for number, step in enumerate(workload.steps):
         begin = (first + number) % len(engines)
         took = {}
         for way in [*list(engines)[begin:], *list(engines)[:begin]]:
-            requests = []
-            for turn in step:
-                if (way, turn.agent) not in sessions:
-                    sessions[way, turn.agent] = engines[way].open_session()
-                params = skv.SamplingParams(max_tokens=turn.answer, temperature=0.0)
-                requests.append(skv.Request(sessions[way, turn.agent], turn.delta, params))
+            requests = requests_of(engines[way], sessions[way], step)
             start = time.perf_counter()
             engines[way].generate(requests)
             took[way] = time.perf_counter() - start
         seconds.append(took)
-    for session in sessions.values():
-        session.close()
+    for of_way in sessions.values():
+        for session in of_way.values():
+            session.close()
     return seconds
 
 

@@ -20,6 +20,7 @@ import stateful_kv as skv
 
 sys.path.insert(0, str(ROOT))
 from benchmarks.workloads import files
+from benchmarks.workloads.play import requests_of
 
 CHECKPOINT = ROOT / "stateful_kv" / "demo" / "model"
 WORKLOADS = ("embedded_six_turns", "embedded_thirty_five_turns")
@@ -30,14 +31,7 @@ def play(workload, speculation, dtype) -> dict:
     engine = skv.Engine.from_pretrained(CHECKPOINT, dtype=dtype, num_blocks=4096, speculation=speculation)
     sessions, answers, stats, seconds = {}, [], [], 0.0
     for step in workload.steps:
-        for turn in step:
-            if turn.agent not in sessions:
-                parent = sessions.get(turn.fork_of)
-                sessions[turn.agent] = parent.fork() if parent else engine.open_session()
-        requests = [
-            skv.Request(sessions[t.agent], t.delta, skv.SamplingParams(max_tokens=t.answer, temperature=0.0))
-            for t in step
-        ]
+        requests = requests_of(engine, sessions, step)
         begin = time.perf_counter()
         turns = engine.generate(requests)
         seconds += time.perf_counter() - begin
