@@ -36,8 +36,9 @@ void check_sampling(const Check& check, const VerifyDraftsParams& p, bool on_cpu
   bool sampled = !on_cpu;
   for (int64_t b = 0; on_cpu && b < p.batch; ++b) sampled = sampled || p.temperature[b] > 0;
   if (sampled) {
-    check.value_error(std::string(missing) +
-                      " is None, expected int64 [batch]: a temperature above 0 draws with noise");
+    check.value_error(std::string(missing) + " is None, expected int64 [batch]: " +
+                      (on_cpu ? "" : "what temperatures a device holds is not looked at, and ") +
+                      "a temperature above 0 draws with noise");
   }
 }
 
