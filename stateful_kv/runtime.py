@@ -68,7 +68,8 @@ max_seqlen_q], filled for every row of the step, and verification takes `parents
 `out_rows` [max_seqs, 1 + num_drafts], the rows walked. Before `commit()` comes `plan_moves()`: `move_src`, `move_dst`,
 `cu_moves` for `ops.compact_kv`, in every layer, none where it returns 0. Only what is in place is ever published. A
 tree is fed where its rows are expected to bring more than as many of the chain (csrc/runtime/draft_tree.h), and only
-where no sequence of the step has more than 64 rows; else the drafts are the chain that they always were.
+where no sequence of the step has more than 64 rows: beside one that has, only those leading rows of a tree are fed that
+the first continuation has too.
 drafted_branches and accepted_branches of `stats_of` count rows beside the chain, and no other source counts these.
 
 Draft lengths: drafts are as long as they come, up to num_drafts, unless commit() is told how long the steps took:

@@ -171,7 +171,7 @@ Event Runtime::commit_ahead_row(Request& request, const int32_t* entry) {
   request.step.start = std::min(seq.resident, request.known() - 1);
   request.step.num_tokens = entry[0];
   request.step.num_logits = entry[1];
-  request.step.num_drafts = std::max(0, entry[1] - 1);
+  request.step.num_drafts = request.step.trunk = std::max(0, entry[1] - 1);
   std::copy_n(entry + kResultHeader, entry[2], buffers_.out_tokens + request.row * sizes_.max_rows_per_seq);
   buffers_.out_num_tokens[request.row] = entry[2];
   Event event = commit_request(request);

@@ -103,10 +103,9 @@ Event Runtime::commit_request(Request& request) {
   Event event{request.id, {}, FinishReason::kNone};
   request.stats.fed_tokens += step.num_tokens;
   request.stats.drafted += step.num_drafts;
-  const int64_t trunk = step.is_tree ? step.trunk : step.num_drafts;
   const int source = static_cast<int>(step.source), branches = static_cast<int>(DraftSource::kBranches);
-  request.stats.drafted_from[source] += trunk;
-  request.stats.drafted_from[branches] += step.num_drafts - trunk;
+  request.stats.drafted_from[source] += step.trunk;
+  request.stats.drafted_from[branches] += step.num_drafts - step.trunk;
   int64_t written = step.start + step.num_tokens - step.num_drafts;
   if (step.num_logits > 0) {
     const int32_t* out = buffers_.out_tokens + request.row * sizes_.max_rows_per_seq;
@@ -124,10 +123,10 @@ Event Runtime::commit_request(Request& request) {
     }
     // Rows of the trunk are those of a chain; a walk that leaves it does not come back.
     const int32_t* walked = buffers_.out_rows + request.row * sizes_.max_rows_per_seq;
-    int64_t in_trunk = num - 1;
-    while (step.is_tree && in_trunk > 0 && walked[in_trunk] > trunk) --in_trunk;
+    int64_t in_trunk = step.is_tree ? num - 1 : std::min<int64_t>(num - 1, step.trunk);
+    while (step.is_tree && in_trunk > 0 && walked[in_trunk] > step.trunk) --in_trunk;
     const int kind = draft_kind(step.source, step.ngram);
-    if (step.num_drafts > 0) draft_length_.judge(&seq.draft_record, kind, trunk, in_trunk);
+    if (step.num_drafts > 0) draft_length_.judge(&seq.draft_record, kind, step.trunk, in_trunk);
     if (step.has_candidates) branch_model_.judge(&seq.branch_record, kind, request.tree, out, num);
     const int64_t accepted = std::min<int64_t>(num - 1, static_cast<int64_t>(event.tokens.size()));
     request.stats.accepted += accepted;

@@ -97,7 +97,7 @@ int64_t Runtime::propose(Request& request, int64_t most, Step* found) {
     found->has_candidates = true;
   }
   const int kind = draft_kind(found->source, found->ngram);
-  const int64_t length = draft_length_.choose(&seq.draft_record, kind, offered);
+  const int64_t length = found->trunk = draft_length_.choose(&seq.draft_record, kind, offered);
   return found->has_candidates && length > 0 ? choose_branches(request, length, most, found) : length;
 }
 
@@ -137,6 +137,7 @@ int Runtime::grow_tree(Request& request, int offered, int most, const Step& foun
 }
 
 // The drafts of a tree, where one is expected to bring more than a chain of as many rows; else the chain.
+// They may be one path all the same, along another continuation than the first.
 int64_t Runtime::choose_branches(Request& request, int64_t length, int64_t most, Step* found) {
   const DraftTree& tree = request.tree;
   int nodes[kTreeRows];
@@ -145,13 +146,14 @@ int64_t Runtime::choose_branches(Request& request, int64_t length, int64_t most,
   if (num == 0) return length;
   int row_of[DraftTree::kMaxNodes];
   row_of[0] = 0;
+  found->trunk = 0;
   for (int i = 0; i < num; ++i) {
     row_of[nodes[i]] = i + 1;
     request.drafts[i] = tree[nodes[i]].token;
     request.parents[i] = row_of[tree[nodes[i]].parent];
     if (nodes[i] == i + 1 && i < tree.chain_length()) found->trunk = i + 1;
+    found->is_tree |= request.parents[i] != i;
   }
-  found->is_tree = true;
   return num;
 }
 

@@ -76,7 +76,7 @@ void Runtime::plan_decode(Request& request) {
   request.step.ngram = found.ngram;
   request.step.has_candidates = found.has_candidates;
   request.step.is_tree = found.is_tree && num_drafts > 0;
-  request.step.trunk = found.trunk;
+  request.step.trunk = std::min(found.trunk, num_drafts);
 }
 
 // As much of what is known but not cached as the step's rows and the blocks at hand allow.

@@ -216,8 +216,8 @@ class Runtime {
     DraftSource source = DraftSource::kHistory;  // of the drafts
     int ngram = 0;                               // that found them
     bool has_candidates = false;                 // request.tree is what was known when it was planned
-    bool is_tree = false;                        // the drafts are no chain: request.parents
-    int64_t trunk = 0;                           // then: leading drafts that are the chain's
+    bool is_tree = false;                        // the drafts are no path: request.parents
+    int64_t trunk = 0;                           // leading drafts that are the first continuation's
     int64_t table_size = 0;                      // table entries before the step reserved more
     TailCopy copy;
   };
