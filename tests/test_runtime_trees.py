@@ -268,6 +268,14 @@ def test_adaptive_lengths_leave_out_branches_that_rows_cost_more_than():
     assert fed[0] > 200 > 10 * fed[1]
 
 
+def test_drafts_of_one_path_are_no_tree():
+    """Along another continuation than the first: counted as branches, fed as a chain."""
+    runtime = rt.Runtime(400, 4, num_drafts=1, num_branches=2)
+    session = runtime.open()
+    turns = [play(runtime, session, [5, 6], call) for call in turns_of(3, 30)]
+    assert sum(turn["trees"] for turn in turns) == 0 < sum(turn["accepted_branches"] for turn in turns)
+
+
 def test_a_step_with_a_long_delta_has_no_trees():
     runtime = rt.Runtime(400, 4, num_drafts=8, num_branches=8, max_batch_tokens=256)
     device, expected = FakeDevice(runtime, 400, 4), {}
