@@ -201,13 +201,13 @@ class Runtime {
   const DraftLength& draft_length() const { return draft_length_; }
 
  private:
-  // What a request does in the step being planned.
   // An entry of a block table that was replaced by a block of its own, into which `from` is to be copied.
   struct TailCopy {
     int64_t idx = -1;  // -1: none
     int32_t from = -1;
   };
 
+  // What a request does in the step being planned.
   struct Step {
     int64_t start = 0;       // position of the first token fed
     int64_t num_tokens = 0;  // rows, drafts included; 0: not part of the step
