@@ -282,7 +282,8 @@ def proof() -> list[str]:
         threads = f"{s['threads']} thread{'s' if s['threads'] > 1 else ''}"
         parts.append(
             f"{result['title']}, {s['model']}, **{s['dtype']}**, {threads}, {clock}, contexts to {s['max_context']:,} "
-            f"tokens; at the median turn or in all a peer is faster in {losses} comparisons ({source(result, path.stem)}):\n\n{table(heads, rows)}"
+            f"tokens; at the median turn or in all a peer is faster in {losses} comparisons "
+            f"({source(result, path.stem)}):\n\n{table(heads, rows)}"
         )
     return parts
 
