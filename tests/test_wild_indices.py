@@ -127,6 +127,31 @@ def test_attention(unchecked, num_splits, seed):
             torch.testing.assert_close(done["out"][part].float(), clean["out"][part].float(), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("has_schedule", [False, True])
+@pytest.mark.parametrize("window", [-1, 2300])
+@pytest.mark.parametrize("length", [3500, 4096, 6000, 1 << 20, (1 << 31) - 1])
+def test_a_length_beyond_its_table_takes_nothing_from_others(unchecked, length, window, has_schedule):
+    """What is split into parts goes by lengths, the memory for parts by the table: the other's bits stay."""
+    kwargs = CALLS["delta_prefill"](torch.bfloat16)
+    kwargs |= {
+        "query": rows(2, HEADS), "lse": torch.zeros(HEADS, 2), "out": rows(2, HEADS), "num_splits": -1,
+        "cu_seqlens_q": int32(0, 1, 2), "tree_mask": None, "max_seqlen_q": 1, "window_left": window,
+        "block_table": torch.randint(BLOCKS, (2, 160), dtype=torch.int32),  # 2560 keys
+    }  # fmt: skip
+    done = []
+    for wild in (2560, length):
+        kwargs["seqused_k"] = int32(wild, 2560)
+        if has_schedule:
+            made = CALLS["schedule_delta_prefill"]() | {n: kwargs[n] for n in ("cu_seqlens_q", "seqused_k")}
+            made |= {"max_seqlen_q": 1, "num_splits": -1, "window_left": window}
+            kwargs["schedule"] = call(unchecked, "schedule_delta_prefill", made)["schedule"]
+        fresh = {n: torch.full_like(kwargs[n], float("nan")) for n in ("out", "lse")}
+        done.append(call(unchecked, "delta_prefill", kwargs | fresh))
+    clean, other = done
+    assert torch.isfinite(clean["out"].float()).all()
+    assert torch.equal(other["out"][1], clean["out"][1]) and torch.equal(other["lse"][:, 1], clean["lse"][:, 1])
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("num_splits", [-1, 0, 1])
 def test_a_window_wider_than_any_context_hides_nothing(backend, causal, num_splits):

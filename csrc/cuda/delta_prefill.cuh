@@ -142,17 +142,24 @@ SKV_DEVICE bool make_item(const AttentionLaunch& launch, const WorkShape& shape,
       int(min(int64_t(min(w.first_tile + w.tiles, (max(out.key_end, 0) + tile - 1) / tile)), in_table));
 
   out.first_tile = w.first_tile;
-  out.part_tiles = p.num_splits < 0 ? shape.chunk_tiles : out.splits > 1 ? per_split : max(w.tiles, 1);
+  const auto tiles_per_part = [&] {
+    return p.num_splits < 0 ? shape.chunk_tiles : out.splits > 1 ? per_split : max(w.tiles, 1);
+  };
+  out.part_tiles = tiles_per_part();
   const int all_parts = (w.tiles + out.part_tiles - 1) / out.part_tiles;
-  out.part_begin = (tile_begin - w.first_tile) / out.part_tiles;
-  out.part_end = max((tile_end - w.first_tile + out.part_tiles - 1) / out.part_tiles, out.part_begin);
   out.part_row = entry[kEntryFirstPartRow] +
                  (int64_t(row_tile) * p.cache.num_kv_heads + out.kv_head) * all_parts * w.part_rows;
+  // Where a neighbour's length is more than its table holds, the list counts on more rows of parts than there
+  // are: the first item of the split does the work of all.
   if (out.splits > 1 &&
       (out.part_row < 0 || out.part_row + int64_t(all_parts) * w.part_rows > launch.part_rows ||
        out.first_item + out.splits > launch.num_tickets)) {
-    return false;
+    if (split > 0) return false;
+    out.splits = 1;
+    out.part_tiles = tiles_per_part();
   }
+  out.part_begin = (tile_begin - w.first_tile) / out.part_tiles;
+  out.part_end = max((tile_end - w.first_tile + out.part_tiles - 1) / out.part_tiles, out.part_begin);
   out.tile_begin = max(tile_begin, w.first_tile + split * per_split);
   out.tile_end = out.splits > 1 ? min(tile_end, w.first_tile + (split + 1) * per_split) : tile_end;
   return true;
