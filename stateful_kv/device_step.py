@@ -61,7 +61,8 @@ class BatchState:
         self.step.zero_()
 
     def update(self, runtime: Runtime, planned: dict[str, np.ndarray]) -> None:
-        """Brings over what plan_ahead decided: requests that joined or left, blocks and limits."""
+        """Brings over what plan_ahead decided: requests that joined or left, blocks and limits. A session that comes
+        back to the row it had finds there what it has said and its blocks, but for what changed since."""
         requests = planned["ahead_request"]
         joined = np.flatnonzero(planned["ahead_joins"])
         changed = self.requests != requests
@@ -78,7 +79,7 @@ class BatchState:
         if not np.array_equal(limits, self._sent):
             self.limits.copy_(self._send(limits), non_blocking=True)
             self._sent = limits
-        self._send_blocks(planned, joined)
+        self._send_blocks(planned)
         self.requests = requests.copy()
 
     def _join(self, runtime: Runtime, planned: dict[str, np.ndarray], joined: np.ndarray) -> None:
@@ -94,9 +95,8 @@ class BatchState:
         self.filters.copy_(self._send(filters), non_blocking=True)
         self.seeds.copy_(self._send(planned["seeds"].copy()), non_blocking=True)
 
-    def _send_blocks(self, planned: dict[str, np.ndarray], joined: np.ndarray) -> None:
-        begins, ends = planned["table_begin"].copy(), planned["table_end"]
-        begins[joined] = 0
+    def _send_blocks(self, planned: dict[str, np.ndarray]) -> None:
+        begins, ends = planned["table_begin"], planned["table_end"]
         rows = np.flatnonzero((begins < ends) & (planned["ahead_request"] != 0))
         if not len(rows):
             return

@@ -44,10 +44,11 @@ left of its KV and answers the same. While a request runs, `length` and `tokens`
 Steps that the device takes by itself (device_step.py), where lengths and histories lie on it and the host is a step or
 more behind: `plan_ahead` reserves blocks for the most that steps under way and one more can write, takes newcomers in
 whose tokens to feed are few, and fills copies, block tables, sampling and, for each row of `ahead_request`, what the
-device is to know of it (`ahead_joins` 1: everything, from `ahead_history` on; else limits and blocks only). Then the
-caller launches the step, and later hands its results to `commit_ahead`. Requests may be submitted, finished and
-aborted meanwhile. Where it returns None, somebody has to wait, to be preempted or to feed more than `max_rows`: take
-all results under way, then `plan()`. Draft lengths follow measured times as in `commit`.
+device is to know of it (`ahead_joins` 1: everything, tokens from `ahead_history` on; else limits and blocks only; of
+blocks always entries `table_begin` to `table_end`: the device keeps what it was told of a row until `forget_ahead`).
+Then the caller launches the step, and later hands its results to `commit_ahead`. Requests may be submitted, finished
+and aborted meanwhile. Where it returns None, somebody has to wait, to be preempted or to feed more than `max_rows`:
+take all results under way, then `plan()`. Draft lengths follow measured times as in `commit`.
 
 `Runtime.stats_of(request_id)`, at any time while the request runs and once after it has finished (of an aborted one
 they are gone, and of those never asked for only the latest 4,096 are kept):

@@ -183,6 +183,51 @@ def test_a_host_one_step_behind_gets_the_same_answers(model, seed, adaptive):
         engine._runtime.check()
 
 
+def sent_by_turn(model, monkeypatch, length):
+    """Bytes sent to the device in each of three turns of a session of that many tokens and a short one."""
+    sent, send = [], device_step.BatchState._send
+    monkeypatch.setattr(device_step.BatchState, "_send", lambda s, a: (sent.append(a.nbytes), send(s, a))[1])
+    engine = engine_of(model, num_blocks=400, max_seqs=3, device_loop=True, speculation=None)
+    sessions = [engine.open_session() for _ in range(2)]
+    for session, n in zip(sessions, (length, 9)):
+        session.generate([i % VOCAB for i in range(n)], skv.SamplingParams(max_tokens=2))
+    turns = []
+    for _ in range(3):
+        sent.clear()
+        engine.generate([skv.Request(s, [1, 2, 3], skv.SamplingParams(max_tokens=5)) for s in sessions])
+        turns.append(sum(sent))
+    return turns
+
+
+def test_what_a_turn_sends_does_not_grow_with_the_conversation(model, monkeypatch):
+    """Nor does the device forget the blocks and tokens of a session between its turns."""
+    short, long = (sent_by_turn(model, monkeypatch, length) for length in (100, 470))
+    assert all(abs(a - b) <= 64 for a, b in zip(short, long))  # a block more or less
+
+
+@pytest.mark.parametrize("options", [{}, {"max_seqs": 2}, {"num_blocks": 60}, {"prefix_cache": False}], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_device_holds_what_the_host_says_it_does(model, monkeypatch, seed, options):
+    """Rows change hands, blocks are evicted, copied and shared again: after every update each row has its session's
+    blocks and tokens."""
+    update, seen = device_step.BatchState.update, []
+
+    def checked(state, runtime, planned):
+        update(state, runtime, planned)
+        for row in np.flatnonzero(planned["ahead_request"]).tolist():
+            end = int(planned["table_end"][row])
+            assert state.block_table[row, :end].tolist() == planned["block_table"][row, :end].tolist()
+            known = runtime.known_tokens(int(planned["ahead_request"][row])).tolist()
+            assert state.history[row, : len(known)].tolist() == known
+            seen.append(int(planned["table_begin"][row]))
+
+    monkeypatch.setattr(device_step.BatchState, "update", checked)
+    engine = engine_of(model, device_loop=True, **options)
+    for _ in run_settled(engine, seed, 60):
+        pass
+    assert len(seen) > 20 and any(seen) and not all(seen)
+
+
 def test_streams_that_end_early(model):
     engine, reference = engine_of(model, device_loop=True), engine_of(model)
     sessions = [e.open_session() for e in (engine, reference)]

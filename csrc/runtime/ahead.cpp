@@ -121,6 +121,8 @@ void Runtime::fill_ahead(Request& request) {
   b.ahead_drafts[row] = request.draft_limit;
   seq.row_history = request.known();
   fill_table(row, seq);
+  b.table_begin[row] = static_cast<int32_t>(seq.row_sent);
+  seq.row_sent = b.table_end[row];
   fill_sampling(row, request);
   last_num_seqs_ = std::max<int64_t>(last_num_seqs_, row + 1);
 }
@@ -186,7 +188,7 @@ void Runtime::forget_ahead() {
     take_back(*r->seq, &r->ahead_copy);
   }
   for (auto& seq : sequences_) {
-    if (seq) seq->row_history = 0;
+    if (seq) seq->row_sent = seq->row_history = 0;
   }
 }
 

@@ -63,7 +63,7 @@ void Runtime::bind(const std::vector<std::pair<std::string, void*>>& arrays) {
   buffers_.clear(sizes_);
   last_num_seqs_ = last_num_tokens_ = last_num_copies_ = last_num_logit_rows_ = 0;
   for (auto& seq : sequences_) {
-    if (seq) seq->row_synced = 0;
+    if (seq) seq->row_synced = seq->row_sent = 0;
   }
 }
 

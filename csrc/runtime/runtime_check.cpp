@@ -64,7 +64,7 @@ void Runtime::check() const {
     ++locks;
     require(rows_[request->row].request == request && rows_[request->row].owner == seq.handle,
             "a running request has lost its row");
-    require(seq.row_synced <= size, "a row claims to hold more than the table");
+    require(seq.row_synced <= size && seq.row_sent <= size, "a row claims to hold more than the table");
     for (int64_t i = 0; i < seq.row_synced; ++i) {
       require(buffers_.block_table[request->row * options_.max_blocks_per_seq + i] == seq.table[i],
               "a block-table row differs from its session");

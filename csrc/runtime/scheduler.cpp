@@ -14,7 +14,7 @@ void Runtime::hold(Sequence& seq, bool match) {
   if (match) {
     Node* deepest =
         tree_.descend(node, seq.tokens.data(), static_cast<int64_t>(seq.tokens.size()), &seq.table);
-    if (deepest != node) seq.row_synced = std::min(seq.row_synced, node->end / options_.block_size);
+    if (deepest != node) seq.forget_entries(node->end / options_.block_size);
     node = deepest;
   }
   tree_.lock(node);
@@ -35,9 +35,9 @@ void Runtime::release(Sequence& seq) {
 
 void Runtime::publish(Sequence& seq, int64_t end) {
   if (end <= seq.node->end) return;
-  int64_t first_changed = seq.row_synced;
+  int64_t first_changed = static_cast<int64_t>(seq.table.size());
   seq.node = tree_.insert(seq.node, seq.tokens.data(), end, seq.table.data(), &seq.own_begin, &first_changed);
-  seq.row_synced = first_changed;
+  seq.forget_entries(first_changed);
 }
 
 // With everything resident published, a block that still belongs to the sequence alone is a reservation or an
@@ -45,7 +45,7 @@ void Runtime::publish(Sequence& seq, int64_t end) {
 void Runtime::fit_table(Sequence& seq) {
   for (int64_t i = seq.own_begin; i < static_cast<int64_t>(seq.table.size()); ++i) pool_.unref(seq.table[i]);
   const int64_t own_begin = seq.own_begin;
-  seq.row_synced = std::min(seq.row_synced, own_begin);
+  seq.forget_entries(own_begin);
   const int64_t size = (seq.resident + options_.block_size - 1) / options_.block_size;
   seq.table.resize(size);
   if (own_begin < size) seq.table[size - 1] = seq.node->block(size - 1);
@@ -70,7 +70,7 @@ void Runtime::begin_running(Request& request) {
   waiting_.erase(&request);
   request.row = pick_row(seq);
   Row& row = rows_[request.row];
-  if (row.owner != seq.handle || seq.row != request.row) seq.row_synced = seq.row_history = 0;
+  if (row.owner != seq.handle || seq.row != request.row) seq.row_synced = seq.row_sent = seq.row_history = 0;
   row.owner = seq.handle;
   row.request = &request;
   row.last_used = next_admission_;

@@ -30,13 +30,18 @@ struct Sequence : Attachment {
   // True when position `resident` lies inside a block of the tree: to be claimed or copied before writing.
   bool tail_is_shared(int64_t block_size) const;
 
+  // Table entries from idx on are no longer those that a row holds.
+  void forget_entries(int64_t idx) {
+    row_synced = std::min(row_synced, idx);
+    row_sent = std::min(row_sent, idx);
+  }
   void set_block(int64_t idx, int32_t block) {
     table[idx] = block;
-    row_synced = std::min(row_synced, idx);
+    forget_entries(idx);
   }
   void resize_table(int64_t size) {
     table.resize(size);
-    row_synced = std::min(row_synced, size);
+    forget_entries(size);
   }
 
   uint64_t handle = 0;
@@ -58,6 +63,7 @@ struct Sequence : Attachment {
   std::vector<uint64_t> relatives;  // sessions that this turn drafts from too; closed ones are skipped
   int32_t row = -1;                 // batch row that last held the table
   int64_t row_synced = 0;           // leading table entries that row holds already
+  int64_t row_sent = 0;             // leading table entries that the device's table of that row holds
   int64_t row_history = 0;          // leading tokens that the device's history of that row holds
 };
 

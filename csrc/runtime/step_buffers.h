@@ -44,7 +44,7 @@ struct StepBuffers {
   int32_t* seqused_k;        // [max_seqs] tokens in the cache once this step has written
   int32_t* block_table;      // [max_seqs, max_blocks_per_seq] rows persist from step to step
   int32_t* table_begin;      // [max_seqs] entries table_begin .. table_end of a row were written in this step
-  int32_t* table_end;        // [max_seqs]
+  int32_t* table_end;        // [max_seqs] (after plan_ahead: are to be sent to the device)
   int32_t* copy_src;         // [max_seqs] copies to make before anything is appended
   int32_t* copy_dst;         // [max_seqs]
   int32_t* copy_num_tokens;  // [max_seqs]
