@@ -187,9 +187,13 @@ class Launched(NamedTuple):
 
     requests: np.ndarray  # of its rows
     entry: int  # of the ring
-    begin: float
-    end: float  # of the launch
+    seconds: float  # that it took, where it is done already; 0: not measured
+    began: torch.cuda.Event | None  # of a step to be timed on a GPU
     is_done: torch.cuda.Event | None  # and its results copied; None: already
+
+    def took(self) -> float:
+        """Seconds of the step alone once it is done, without what the host did meanwhile, its callers' pauses say."""
+        return self.seconds if self.began is None else self.began.elapsed_time(self.is_done) / 1e3
 
 
 class DeviceLoop:
@@ -227,7 +231,6 @@ class DeviceLoop:
         self._rows: dict[StepShape, StepRows] = {}
         self._graph_pool = None
         self._entry = 0  # of the next step in the ring
-        self._last_end = 0.0
 
     def advance(self) -> list[tuple[int, list[int], str | None]] | None:
         """Launches a step and returns the events of the one before; None: this step is for generate.Loop.
@@ -254,23 +257,28 @@ class DeviceLoop:
         self.state.reset()
 
     def _launch(self, info) -> None:
-        begin = time.perf_counter()
         if info.num_copies:
             names = ("copy_src", "copy_dst", "copy_num_tokens")
             copies = [self.state._send(self.planned[name][: info.num_copies].copy()) for name in names]
             ops.copy_blocks(self.cache.keys, self.cache.values, *copies)
             self.blocks_copied += info.num_copies
         self.state.update(self.runtime, self.planned)
-        self._run(self._rows_for(self.shape_of(info)))
+        rows, is_on_gpu = self._rows_for(self.shape_of(info)), self.model.device.type == "cuda"
+        began = is_done = None
+        if is_on_gpu and self.is_timed and rows.graph is not None:  # capturing is not what steps take
+            began = torch.cuda.Event(enable_timing=True)
+            began.record()
+        begin = time.perf_counter()
+        self._run(rows)
         entry = self._entry
         self._entry = (entry + 1) % RING
         self.results[entry].copy_(self.state.results[entry], non_blocking=True)
-        is_done = None
-        if self.model.device.type == "cuda":
-            is_done = torch.cuda.Event()
+        if is_on_gpu:
+            is_done = torch.cuda.Event(enable_timing=began is not None)
             is_done.record()
         self.steps += 1
-        self._launched.append(Launched(self.state.requests, entry, begin, time.perf_counter(), is_done))
+        seconds = 0.0 if is_on_gpu else time.perf_counter() - begin
+        self._launched.append(Launched(self.state.requests, entry, seconds, began, is_done))
 
     def shape_of(self, info) -> StepShape:
         """The smallest captured shape that holds the step."""
@@ -304,10 +312,8 @@ class DeviceLoop:
         step = self._launched[0]
         if step.is_done is not None:
             step.is_done.synchronize()
-        end = step.end if step.is_done is None else time.perf_counter()
-        seconds, self._last_end = end - max(step.begin, self._last_end), end
         results = self.results[step.entry].numpy()
-        events = self.runtime.commit_ahead(step.requests, results, seconds if self.is_timed else 0.0)
+        events = self.runtime.commit_ahead(step.requests, results, step.took() if self.is_timed else 0.0)
         self.rows_fed += int(results[:, 0].sum())
         self._launched.popleft()
         return events

@@ -1,6 +1,8 @@
 """Steps that the device takes by itself: what they leave behind is what the host's steps leave, and nothing waits."""
 
 import random
+import statistics
+import time
 
 import numpy as np
 import pytest
@@ -308,6 +310,54 @@ def test_a_step_that_draws_nothing_is_an_error(model, monkeypatch):
         session.generate([4], skv.SamplingParams(max_tokens=3))
     monkeypatch.undo()
     assert session.tokens == before and session.generate([4], skv.SamplingParams(max_tokens=3)).tokens
+
+
+class Timed:
+    """A runtime that keeps what it is told steps took."""
+
+    def __init__(self, runtime):
+        self.runtime, self.seconds = runtime, []
+
+    def __getattr__(self, name):
+        return getattr(self.runtime, name)
+
+    def commit_ahead(self, requests, results, seconds):
+        self.seconds.append(seconds)
+        return self.runtime.commit_ahead(requests, results, seconds)
+
+
+class Reached:
+    """An event of a GPU, that many milliseconds after another."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+    def synchronize(self):
+        pass
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("is_on_gpu", [False, True])
+def test_what_callers_do_between_steps_is_no_time_of_theirs(model, adaptive, is_on_gpu):
+    """What drafts cost would be judged by it. Of a GPU's step its events say what it took."""
+    engine = engine_of(model, device_loop=True, speculation=skv.PromptLookup(num_drafts=3, adaptive=adaptive))
+    loop = engine._loop.device_loop
+    timed = loop.runtime = Timed(loop.runtime)
+    engine.submit(skv.Request(engine.open_session(), [1, 2, 3], skv.SamplingParams(max_tokens=8)))
+    while engine._running:
+        engine.step()
+        if loop._launched and is_on_gpu:
+            loop._launched[-1] = loop._launched[-1]._replace(began=Reached(2.0), is_done=Reached(5.0))
+        time.sleep(0.1)
+    if not adaptive:
+        assert timed.seconds == [0.0] * len(timed.seconds)
+    elif is_on_gpu:
+        assert timed.seconds == pytest.approx([3e-3] * len(timed.seconds))
+    else:
+        assert 0 < statistics.median(timed.seconds) < 0.1
 
 
 def test_sizes_of_captured_steps():
