@@ -166,34 +166,55 @@ SKV_DEVICE void store_rows(const AttentionLaunch& launch, const AttentionItem& i
   }
 }
 
-// Folds the stored parts of the item's rows; four columns a thread and step, all of them together.
-template <class T, int kHeadDim>
+// Folds the stored parts of the item's rows; eight columns a thread and step, all of them together. One CTA
+// does it, and every part is a trip to the L2 cache: as many of kAtOnce as there are registers for are under
+// way together.
+template <class T, int kHeadDim, int kAtOnce>
 SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem& item, int group, int thread,
                               int threads) {
+  constexpr int kColumns = 8;
   const DeltaPrefillParams& p = launch.p;
   const float v_scale = scale_of(p.v_scale, item.b, item.kv_head);
 #pragma unroll 1
-  for (int i = prim::opaque(thread); i < item.num_rows * (kHeadDim / 4); i += threads) {
-    const int row = i / (kHeadDim / 4), column = i % (kHeadDim / 4) * 4;
-    float top = -INFINITY, sum = 0.f, o[4] = {};
-#pragma unroll 4
-    for (int part = item.part_begin; part < item.part_end; ++part) {
-      const int64_t at = item.part_row + int64_t(part) * item.work.part_rows + row;
-      const float2 stats = launch.part_stats[at];
-      const float4 v = *reinterpret_cast<const float4*>(launch.parts + at * kHeadDim + column);
-      const Fold f(top, sum, stats.x, stats.y);
-      o[0] = f.of(o[0], v.x);
-      o[1] = f.of(o[1], v.y);
-      o[2] = f.of(o[2], v.z);
-      o[3] = f.of(o[3], v.w);
-      top = f.top;
-      sum = f.sum;
+  for (int i = prim::opaque(thread); i < item.num_rows * (kHeadDim / kColumns); i += threads) {
+    const int row = i / (kHeadDim / kColumns), column = i % (kHeadDim / kColumns) * kColumns;
+    float top = -INFINITY, sum = 0.f, o[kColumns] = {};
+#pragma unroll 1
+    for (int first = item.part_begin; first < item.part_end; first += kAtOnce) {
+      float2 stats[kAtOnce];
+      uint4 values[kAtOnce][kColumns / 4];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int part = min(first + j, item.part_end - 1);
+        const int64_t at = item.part_row + int64_t(part) * item.work.part_rows + row;
+        const uint4* from = reinterpret_cast<const uint4*>(launch.parts + at * kHeadDim + column);
+        stats[j] = launch.part_stats[at];
+#pragma unroll
+        for (int v = 0; v < kColumns / 4; ++v) values[j][v] = prim::load_streaming(from + v);
+        if (part < first + j) stats[j].y = 0.f;  // there is no such part
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const Fold f(top, sum, stats[j].x, stats[j].y);
+#pragma unroll
+        for (int v = 0; v < kColumns / 4; ++v) {
+          const uint4& four = values[j][v];
+          o[v * 4] = f.of(o[v * 4], __uint_as_float(four.x));
+          o[v * 4 + 1] = f.of(o[v * 4 + 1], __uint_as_float(four.y));
+          o[v * 4 + 2] = f.of(o[v * 4 + 2], __uint_as_float(four.z));
+          o[v * 4 + 3] = f.of(o[v * 4 + 3], __uint_as_float(four.w));
+        }
+        top = f.top;
+        sum = f.sum;
+      }
     }
     const int of_item = item.row_begin + row, head = item.kv_head * group + of_item % group;
     const RowResult result(p, head, v_scale, top, sum);
     T* out = static_cast<T*>(p.out.data) + query_offset(p.out, item, group, row) + column;
-    store_pair(out, launch.out_aligned, o[0] * result.factor, o[1] * result.factor);
-    store_pair(out + 2, launch.out_aligned, o[2] * result.factor, o[3] * result.factor);
+#pragma unroll
+    for (int c = 0; c < kColumns; c += 2) {
+      store_pair(out + c, launch.out_aligned, o[c] * result.factor, o[c + 1] * result.factor);
+    }
     if (column == 0 && p.lse) {
       p.lse[head * p.lse_head_stride + item.work.q_begin + of_item / group] = result.lse;
     }

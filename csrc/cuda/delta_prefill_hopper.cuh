@@ -200,7 +200,7 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
     if (!shared.is_last) return;
     by_out_type<Rows>(launch.p, [&](auto out) {
       using Out = typename decltype(out)::type;
-      combine_parts<Out, Tile::kHeadDim>(launch, item, launch.group, thread, Rows::kThreads);
+      combine_parts<Out, Tile::kHeadDim, 16>(launch, item, launch.group, thread, Rows::kThreads);
     });
   });
   c.in_turns = Rows::kThreads > kGroupThreads;
