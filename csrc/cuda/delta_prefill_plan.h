@@ -95,15 +95,14 @@ constexpr int64_t kept_size(int tile_rows, int head_dim) {
   return int64_t(tile_rows < 64 ? 16 : tile_rows) * head_dim / 4 + 2 * 128;
 }
 
-// Up to 16 rows of a cache of 16 bits stay with mma.sync, whose tiles fit them; cells of fp8 are widened
-// apart from the products only beside wgmma.  Batch-invariant calls take wgmma for any number of rows,
-// because a row's bits must not depend on how many others there are, and whatever the cache's layout; where
-// TMA cannot bring it, slowly.
+// On sm_90 wgmma's kernel takes every call whose cache TMA can bring, also the few rows of decoding: its ring
+// keeps more bytes on their way.  Batch-invariant calls take it whatever the cache's layout, because a row's
+// bits must not depend on how many others there are; where TMA cannot bring it, slowly.
 inline void choose_kernel(const DeltaPrefillParams& p, const PrefillDevice& device, PrefillPlan& plan) {
   const int64_t max_rows = int64_t(p.max_seqlen_q) * (p.num_heads / p.cache.num_kv_heads);
   const int64_t bytes = element_size(p.cache.dtype);
   plan.tma = fits_tensor_map(p.k_cache, p.cache, bytes) && fits_tensor_map(p.v_cache, p.cache, bytes);
-  plan.hopper = device.sm90 && (p.num_splits < 0 || (plan.tma && (max_rows > 16 || bytes == 1)));
+  plan.hopper = device.sm90 && (p.num_splits < 0 || plan.tma);
   plan.tma = plan.tma && plan.hopper;
   plan.list = plan.hopper ? hopper_list(max_rows, p.cache.head_dim, p.num_splits, device)
                           : portable_list(max_rows, p.cache.head_dim, p.num_splits, device);

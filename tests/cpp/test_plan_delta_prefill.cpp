@@ -45,21 +45,21 @@ void kernels() {
     Call call;
     Launch launch;
   } table[] = {
-      // Up to 16 rows of a KV head: mma.sync everywhere.
-      {{kH200, 1, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 16, 264}},
-      {{kH200, 4, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 16, 264}},
-      // More: wgmma, 64 rows or 128.
+      // wgmma, 64 rows or 128.
+      {{kH200, 1, 32, 8, 128, 0, kBf16, 16, 0}, {true, true, 128, 64, 132}},
       {{kH200, 5, 32, 8, 128, 0, kBf16, 16, 0}, {true, true, 128, 64, 132}},
       {{kH200, 16, 32, 8, 128, 0, kBf16, 16, 0}, {true, true, 128, 64, 132}},
       {{kH200, 17, 32, 8, 128, 0, kBf16, 128, 0}, {true, true, 128, 128, 132}},
       {{kH200, 2048, 64, 8, 64, 2, kBf16, 256, 0}, {true, true, 128, 128, 132}},
       {{kH200, 2048, 64, 8, 192, 0, kBf16, 8, 0}, {true, true, 64, 128, 132}},
       {{kH200, 3, 64, 8, 256, 1, kBf16, 16, 0}, {true, true, 64, 64, 132}},
-      // Other devices.
+      // Other devices: mma.sync, up to 16 rows of a KV head in tiles of their own.
+      {{kA100, 1, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 16, 216}},
+      {{kA100, 4, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 16, 216}},
       {{kA100, 5, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 64, 216}},
       {{kB200, 512, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 128, 296}},
       {{kA100, 512, 32, 8, 192, 0, kBf16, 16, 0}, {false, false, 32, 64, 216}},
-      // An fp8 cache: wgmma for any number of rows, since its widening costs the products nothing.
+      // An fp8 cache.
       {{kH200, 1, 32, 8, 128, 0, kFp8, 16, 0}, {true, true, 128, 64, 132}},
       {{kH200, 1, 32, 8, 128, 0, kFp8, 4, 0}, {false, false, 64, 16, 264}},
       {{kH200, 5, 32, 8, 128, 0, kFp8, 16, 0}, {true, true, 128, 64, 132}},
@@ -68,6 +68,7 @@ void kernels() {
       // Blocks of fewer than eight tokens, rows that do not start at multiples of 16 bytes.
       {{kH200, 512, 32, 8, 128, 0, kFp8, 4, 0}, {false, false, 64, 128, 264}},
       {{kH200, 512, 32, 8, 128, 0, kFp8, 16, 8}, {false, false, 64, 128, 264}},
+      {{kH200, 1, 32, 8, 128, 0, kBf16, 4, 0}, {false, false, 64, 16, 264}},
       {{kH200, 512, 32, 8, 128, 0, kBf16, 4, 0}, {false, false, 64, 128, 264}},
       {{kH200, 512, 32, 8, 128, 0, kBf16, 16, 8}, {false, false, 64, 128, 264}},
       // Batch-invariant: one instruction for all row counts and layouts.
