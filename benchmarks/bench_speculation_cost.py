@@ -25,8 +25,8 @@ from benchmarks.workloads.play import requests_of
 
 WAYS = {
     "no speculation": None,
-    "fixed length": skv.PromptLookup(),
-    "length by cost": skv.PromptLookup(adaptive=True),
+    "fixed length": skv.PromptLookup(adaptive=False),
+    "length by cost": skv.PromptLookup(),
 }
 
 

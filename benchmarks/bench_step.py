@@ -113,7 +113,7 @@ def engine_of(model: Decoder, sessions: int, args, device_loop: bool) -> skv.Eng
     """With every session in the middle of an answer."""
     answer = answer_length(args)
     blocks = sessions * (-(-(args.context + answer) // BLOCK) + 1)
-    speculation = skv.PromptLookup(num_drafts=args.drafts) if args.drafts else None
+    speculation = skv.PromptLookup(num_drafts=args.drafts, adaptive=False) if args.drafts else None
     engine = skv.Engine(
         model, num_blocks=blocks, block_size=BLOCK, max_seqs=sessions, speculation=speculation, device_loop=device_loop
     )

@@ -47,8 +47,8 @@ def play(workload, speculation, dtype) -> dict:
 
 def measure(name: str, branches: list[int], repetitions: int, dtype) -> list[dict]:
     workload = files.make(name, CHECKPOINT)
-    ways = {"no speculation": None, "chain": skv.PromptLookup()}
-    ways |= {f"tree, {n} branches": skv.PromptLookup(branches=n) for n in branches}
+    ways = {"no speculation": None, "chain": skv.PromptLookup(adaptive=False)}
+    ways |= {f"tree, {n} branches": skv.PromptLookup(branches=n, adaptive=False) for n in branches}
     runs = {way: [] for way in ways}
     for _ in range(repetitions):
         for way, speculation in ways.items():

@@ -56,9 +56,9 @@ class SamplingParams:
 @dataclass(frozen=True)
 class PromptLookup:
     """Prompt-lookup speculation: when the last n tokens (max_ngram down to min_ngram) occurred before in the
-    conversation, propose the num_drafts tokens that followed. latest: the latest such place, else the earliest.
-    adaptive: drafts only while they are expected to raise the tokens per second of the whole batch, by the measured
-    time of steps and by how the conversation's own drafts fared; num_drafts is then the most. relatives: how many other
+    conversation, propose the tokens that followed, at most num_drafts. latest: the latest such place, else the
+    earliest. adaptive: only as many as are expected to raise the tokens per second of the whole batch, by the measured
+    time of steps and by how the conversation's own drafts fared; False = always num_drafts. relatives: how many other
     conversations to draft from where they know a longer tail: the one this was forked from, and those of the namespace
     that begin with the same tokens and took turns latest. branches: how many other continuations, of other places
     where the last tokens occurred and of the other sources, may make the drafts a tree of at most num_drafts (then 63
@@ -70,7 +70,7 @@ class PromptLookup:
     min_ngram: int = 1
     num_drafts: int = 8
     latest: bool = True
-    adaptive: bool = False
+    adaptive: bool = True
     relatives: int = 0
     branches: int = 0
 

@@ -68,7 +68,10 @@ options_of_an_engine = st.fixed_dictionaries(
         block_size=st.sampled_from([8, 16, 48]),
         prefix_cache=st.booleans(),
         speculation=st.one_of(
-            st.none(), st.builds(skv.PromptLookup, st.integers(1, 4), st.just(1), st.integers(1, 12), st.booleans())
+            st.none(),
+            st.builds(
+                skv.PromptLookup, st.integers(1, 4), st.just(1), st.integers(1, 12), st.booleans(), st.just(False)
+            ),
         ),
     )
 )

@@ -9,6 +9,7 @@ from checkpoints import VOCAB, save
 import stateful_kv as skv
 from stateful_kv.spans import call_pieces, call_spans
 
+FIXED = skv.PromptLookup(adaptive=False)  # drafts whatever they cost here
 LONG = skv.SamplingParams(max_tokens=24)
 SAMPLED = skv.SamplingParams(max_tokens=24, temperature=0.9, seed=5)
 PROMPT = np.random.default_rng(1).integers(0, VOCAB, 40).tolist()
@@ -25,13 +26,15 @@ def checkpoint(tmp_path_factory):
 
 
 def engine_of(checkpoint, **options):
-    return skv.Engine.from_pretrained(checkpoint, num_blocks=128, block_size=8, **options)
+    return skv.Engine.from_pretrained(
+        checkpoint, **{"num_blocks": 128, "block_size": 8, "speculation": FIXED, **options}
+    )
 
 
 @pytest.mark.parametrize("params", [LONG, SAMPLED], ids=["greedy", "sampled"])
 def test_what_a_relative_said_is_drafted(checkpoint, params):
     plain = engine_of(checkpoint, speculation=None).open_session().generate(PROMPT, params)
-    engine = engine_of(checkpoint, speculation=skv.PromptLookup(relatives=2))
+    engine = engine_of(checkpoint, speculation=skv.PromptLookup(relatives=2, adaptive=False))
     turns = [engine.open_session(namespace).generate(PROMPT, params) for namespace in ("a", "b", "a")]
     assert all(turn.tokens == plain.tokens for turn in turns)
     assert [turn.stats.drafted_relatives > 0 for turn in turns] == [False, False, True]

@@ -10,6 +10,8 @@ from checkpoints import VOCAB, save
 import stateful_kv as skv
 from stateful_kv.runtime import StaleHandle
 
+FIXED = skv.PromptLookup(adaptive=False)  # drafts whatever they cost here
+DEFAULTS = {"num_blocks": 128, "block_size": 8, "speculation": FIXED}
 GREEDY = skv.SamplingParams(max_tokens=8)
 SAMPLED = skv.SamplingParams(max_tokens=12, temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, seed=11)
 
@@ -25,7 +27,7 @@ def engine_of(checkpoint):
     made = []
 
     def make(**options):
-        made.append(skv.Engine.from_pretrained(checkpoint, **{"num_blocks": 128, "block_size": 8, **options}))
+        made.append(skv.Engine.from_pretrained(checkpoint, **{**DEFAULTS, **options}))
         return made[-1]
 
     yield make
@@ -65,8 +67,8 @@ def test_speculation_changes_nothing_but_the_number_of_steps(engine_of, params):
     repetitive = delta(1, 12) * 6
     answers, steps = [], []
     longer = skv.SamplingParams(**{**params.__dict__, "max_tokens": 40})
-    short, adaptive = skv.PromptLookup(2, 1, 3, latest=False), skv.PromptLookup(adaptive=True)
-    for speculation in (None, skv.PromptLookup(), short, adaptive):
+    short, adaptive = skv.PromptLookup(2, 1, 3, latest=False, adaptive=False), skv.PromptLookup()
+    for speculation in (None, FIXED, short, adaptive):
         engine = engine_of(speculation=speculation)
         session = engine.open_session()
         answers.append([session.generate(repetitive, longer).tokens, session.generate(delta(2, 5), longer).tokens])

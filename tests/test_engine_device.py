@@ -12,6 +12,8 @@ from stateful_kv.demo.main import blocks_on_gpu
 from stateful_kv.engine import Engine
 from stateful_kv.models import decoder
 
+FIXED = skv.PromptLookup(adaptive=False)  # drafts whatever they cost here
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -60,7 +62,7 @@ def conversations(engine):
 
 
 def test_answers_are_the_same_with_buffers_on_a_device_of_their_own(checkpoint, monkeypatch):
-    options = {"num_blocks": 128, "block_size": 8, "max_batch_tokens": 32}
+    options = {"num_blocks": 128, "block_size": 8, "max_batch_tokens": 32, "speculation": FIXED}
     expected = conversations(Engine.from_pretrained(checkpoint, **options))
     monkeypatch.setattr(generate, "HostBuffers", Apart)
     engine = Engine.from_pretrained(checkpoint, **options)
@@ -76,7 +78,8 @@ def test_trees_with_buffers_on_a_device_of_their_own(checkpoint, monkeypatch):
     answer = Engine.from_pretrained(checkpoint, num_blocks=64, speculation=None).complete(prompt, params).tokens
     decoys = [answer[i - 4 : i] + [(t + 1) % VOCAB for t in answer[i : i + 6]] for i in range(4, len(answer))]
     monkeypatch.setattr(generate, "HostBuffers", Apart)
-    engine = Engine.from_pretrained(checkpoint, num_blocks=64, speculation=skv.PromptLookup(num_drafts=12, branches=4))
+    trees = skv.PromptLookup(num_drafts=12, branches=4, adaptive=False)
+    engine = Engine.from_pretrained(checkpoint, num_blocks=64, speculation=trees)
     for _ in range(2):
         turn = engine.open_session(draft_spans=[answer, *decoys]).generate(prompt, params)
         assert turn.tokens == answer

@@ -18,7 +18,7 @@ PARAMS = {
     "greedy": skv.SamplingParams(max_tokens=LENGTH),
     "sampled": skv.SamplingParams(max_tokens=LENGTH, temperature=0.8, top_k=50, top_p=0.95, seed=5),
 }
-TREES = skv.PromptLookup(num_drafts=12, branches=4)
+TREES = skv.PromptLookup(num_drafts=12, branches=4, adaptive=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """This project as a contestant: whole, and with each mechanism switched off in turn.
 
 Variants: `whole`; `no_speculation`; `no_tree` (agents share no prefixes; each keeps its own); `no_reuse` (every turn
-computes its whole context); `complete` (a stateless client: whole prompts, prefixes found in the tree); `adaptive`
-(draft lengths by measured cost); `fast` (deterministic=False); `turns` (eviction for agents that take turns).
+computes its whole context); `complete` (a stateless client: whole prompts, prefixes found in the tree); `fixed`
+(drafts of one length); `fast` (deterministic=False); `turns` (eviction for agents that take turns).
 "`fast+no_speculation`" combines them.
 """
 
@@ -10,7 +10,7 @@ import sys
 
 from contestant import Answer, Contestant, Turn, serve
 
-PARTS = ("whole", "no_speculation", "no_tree", "no_reuse", "complete", "adaptive", "fast", "turns")
+PARTS = ("whole", "no_speculation", "no_tree", "no_reuse", "complete", "fixed", "fast", "turns")
 
 
 class StatefulKV(Contestant):
@@ -31,7 +31,7 @@ class StatefulKV(Contestant):
         options = dict(
             num_blocks=tokens // self.block_size,
             prefix_cache=not parts & {"no_tree", "no_reuse"},
-            speculation=None if "no_speculation" in parts else skv.PromptLookup(adaptive="adaptive" in parts),
+            speculation=None if "no_speculation" in parts else skv.PromptLookup(adaptive="fixed" not in parts),
             eviction="turns" if "turns" in parts else "lru",
             deterministic=False if "fast" in parts else None,
         )

@@ -53,7 +53,7 @@ CONTESTANTS = {
     for c in (
         Contestant("ours", "ours", _OURS, "whole", speculates=True),
         Contestant("ours-plain", "ours, no speculation", _OURS, "no_speculation"),
-        Contestant("ours-adaptive", "ours, draft lengths by cost", _OURS, "adaptive", speculates=True),
+        Contestant("ours-fixed", "ours, drafts of one length", _OURS, "fixed", speculates=True),
         Contestant("ours-fast", "ours, not deterministic, no speculation", _OURS, "fast+no_speculation"),
         Contestant("ours-fast-lookup", "ours, not deterministic", _OURS, "fast", speculates=True),
         Contestant("ours-turns", "ours, eviction by turns", _OURS, "turns", speculates=True),
