@@ -1,7 +1,8 @@
 """The proof in one command.
 
     python -m benchmarks.proof all                # environments, every workload, judging, result files, report: hours
-    python -m benchmarks.proof all --quick        # what fits 20 minutes on two cores: six turns and free text
+    python -m benchmarks.proof all --quick        # 20 minutes on two cores beside environments that are there: six
+                                                  # turns and free text, each engine's fastest settings
     python -m benchmarks.proof run --workload six_turns --contestant ours-plain llama --dtype float32
     python -m benchmarks.proof results            # judges the cells that are there and writes the result files
     python -m benchmarks.proof setup [ENGINE...]  # environments of the engines alone
@@ -30,7 +31,11 @@ from .contestants import CONTESTANTS, ENGINES, missing, python_of, set_up
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 LONG = "thirty_five_turns_long"
-QUICK = dict(workload=["six_turns", "free_text"], repetitions=1)
+QUICK = dict(
+    workload=["six_turns", "free_text"],
+    repetitions=1,
+    contestant=["ours", "ours-plain", "vllm", "vllm-lookup", "llama-plain-attention", "llama-lookup", "transformers"],
+)
 
 
 def available(names: list[str], pythons: dict[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -88,14 +93,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("what", choices=["all", "run", "results", "setup"])
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help="of setup; all if none")
     parser.add_argument("--workload", nargs="+", choices=files.NAMES, default=[w for w in WORKLOADS if w != LONG])
-    parser.add_argument("--contestant", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--contestant", nargs="+", choices=CONTESTANTS)
     parser.add_argument("--model", default="110M", help=f"{', '.join(models.SHAPES)} or a checkpoint directory")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, help="only the first steps of each workload")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="what turns are timed by")
-    parser.add_argument("--quick", action="store_true", help="six turns and free text, one repetition")
+    parser.add_argument("--quick", action="store_true", help="six turns and free text, few contestants, one repetition")
     parser.add_argument("--python", nargs="*", default=[], metavar="ENGINE=PYTHON", help="an engine's own Python")
     parser.add_argument("--prefix", default="", help="a command put before each contestant's, taskset for instance")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a cell is given up")
@@ -108,6 +113,7 @@ def parse() -> argparse.Namespace:
     args.prefix = shlex.split(args.prefix)
     if args.quick:
         args.workload, args.repetitions = QUICK["workload"], QUICK["repetitions"]
+    args.contestant = args.contestant or (QUICK["contestant"] if args.quick else list(CONTESTANTS))
     return args
 
 
