@@ -92,7 +92,8 @@ class Attention:
                 spans = self._spans[len(query)] = self._spans_of(k_cache.size(1), cu_seqlens_q, max_seqlen_q)
                 if self.has_schedule:
                     spans.make_schedules(*self.shapes, self.options["num_splits"])
-            spans.attend(query, k_cache, v_cache, out, **self.options)
+            # Trees are among new tokens, none of which is in a shared block.
+            spans.attend(query, k_cache, v_cache, out, tree_mask=self.batch.tree_mask, **self.options)
             return
         which = (len(query), window_left)
         if self.has_schedule and which not in self._schedules:
@@ -270,7 +271,7 @@ class Loop:
             logit_rows=self._buffers.take("logit_rows", plan.num_logit_rows),
             cu_logit_rows=self._buffers.take("cu_rows", plan.num_seqs + 1),
             max_logit_rows=plan.max_rows_per_seq,
-            groups=self._groups(plan) if self.shares_spans and not plan.has_trees else None,
+            groups=self._groups(plan) if self.shares_spans else None,
         )
         if plan.has_trees:
             batch.tree_mask = self._buffers.take("tree_mask", plan.num_tokens, -(-plan.max_seqlen_q // 32))

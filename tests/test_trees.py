@@ -11,7 +11,7 @@ import torch
 from checkpoints import VOCAB, save
 
 import stateful_kv as skv
-from stateful_kv import generate
+from stateful_kv import generate, prefix_groups
 
 LENGTH = 60
 PARAMS = {
@@ -140,6 +140,31 @@ def test_trees_chains_deltas_and_single_tokens_in_one_batch(folder, num_blocks):
     assert [got[i] for i in range(len(kinds))] == answers
     assert (True, True, False) in seen  # a tree beside a delta
     assert (False, True, True) in seen and not any(trees and is_long for trees, _, is_long in seen)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2-window"])
+def test_trees_share_prefixes_that_are_read_once(folder, monkeypatch, name):
+    """Beside one that has no tree. What neighbours share is committed, where a tree's mask hides nothing."""
+    params, prompt = PARAMS["greedy"], text(8, 64)
+    prompts = [prompt + text(9 + i, 3) for i in range(3)]
+    answers = plain_answers(folder, name, prompts, params)
+    engine = engine_of(folder, name)
+    taught(engine, prompts[0], answers[0], params)
+    masks, attend = [], prefix_groups.Spans.attend
+
+    def seen(self, *args, **kwargs):
+        masks.append(kwargs["tree_mask"])
+        return attend(self, *args, **kwargs)
+
+    monkeypatch.setattr(prefix_groups.Spans, "attend", seen)
+    monkeypatch.setattr(prefix_groups, "grouping_pays", lambda new, *a: True)
+    engine._loop.shares_spans = True
+    engine.complete(prompt, skv.SamplingParams(max_tokens=1))
+    spans = [decoys(answers[0]), decoys(answers[1]), []]
+    sessions = [engine.open_session(draft_spans=s) for s in spans]
+    turns = engine.generate([skv.Request(s, p, params) for s, p in zip(sessions, prompts)])
+    assert [turn.tokens for turn in turns] == answers
+    assert sum(mask is not None for mask in masks) > 5 and any(mask is None for mask in masks)
 
 
 def test_fork_and_rollback_after_tree_steps(folder):
