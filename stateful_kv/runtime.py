@@ -71,6 +71,10 @@ max_seqlen_q], filled for every row of the step, and verification takes `parents
 tree is fed where its rows are expected to bring more than as many of the chain (csrc/runtime/draft_tree.h), and only
 where no sequence of the step has more than 64 rows: beside one that has, only those leading rows of a tree are fed that
 the first continuation has too.
+With trees, a sliding window of any layer has to show num_drafts tokens or more before a row's own (`window_left` of
+`ops.delta_prefill` at least num_drafts). A narrower one would hide or show drafts by their slots, by which an ancestor
+lies nearer than by its position. The runtime does not know the model's windows: Engine refuses such a model, any other
+caller has to.
 drafted_branches and accepted_branches of `stats_of` count rows beside the chain, and no other source counts these.
 
 Draft lengths: drafts are as long as they come, up to num_drafts, unless commit() is told how long the steps took:

@@ -41,7 +41,9 @@ struct RuntimeOptions {
   int num_drafts = 8;     // most draft tokens per request and step; 0: no speculation
   bool latest = true;     // propose after the latest earlier occurrence, or after the earliest
   int num_relatives = 0;  // most other sessions that a session drafts from (draft_sources.cpp)
-  int num_branches = 0;   // most other continuations that make a tree of the drafts; 0: chains only
+  // Most other continuations that make a tree of the drafts; 0: chains only. With trees, no sliding window of
+  // the model may show fewer than num_drafts tokens before a row's own, which only the caller can know.
+  int num_branches = 0;
   bool prefix_cache = true;
   std::string policy = "lru";
 };
