@@ -106,6 +106,23 @@ def test_a_tree_with_a_window(backend, window_left):
         check(backend, case, splits)
 
 
+def lost_rows(n):
+    """Of every three rows one whose mask has no bit at all."""
+    _, rows = random_tree(n)
+    return None, [[False] * n if i % 3 == 1 else row for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("window_left", [0, 1, 23, 127, 128])
+def test_a_tree_with_a_window_and_rows_that_see_no_new_token(backend, window_left):
+    """Their position is the last committed one: they see a key more than a root does, here also at the end of a tile
+    that nobody else sees."""
+    skip_unless(backend)
+    new, lengths = [12, 20, 5], [130 + 12, 256 + 20, 128 + 5]
+    case = make_attention(backend, new, lengths, window_left=window_left, **tree_options(new, 20, lost_rows))
+    for splits in (0, 3, -1):
+        check(backend, case, splits)
+
+
 def chain(n):
     return None, [[j <= i for j in range(n)] for i in range(n)]
 

@@ -134,7 +134,7 @@ SKV_DEVICE bool make_item(const AttentionLaunch& launch, const WorkShape& shape,
 
   const int first_token = out.row_begin / shape.group;
   const int last_token = (out.row_begin + out.num_rows - 1) / shape.group, prefix = w.length - w.new_tokens;
-  out.key_begin = p.window_left < 0 ? 0 : max(prefix + (p.tree_mask ? 0 : first_token) - p.window_left, 0);
+  out.key_begin = p.window_left < 0 ? 0 : max(prefix + (p.tree_mask ? -1 : first_token) - p.window_left, 0);
   out.key_end = p.causal && !p.tree_mask ? min(prefix + last_token + 1, w.length) : w.length;
   const int tile_begin = max(w.first_tile, out.key_begin / tile);
   const int64_t in_table = (p.max_blocks * p.cache.block_size + tile - 1) / tile;  // no key lies behind it

@@ -53,8 +53,8 @@ SKV_DEVICE SequenceWork sequence_work(const int32_t* cu_seqlens_q, const int32_t
   const int64_t rows = int64_t(w.new_tokens) * shape.group;
   w.row_tiles = int((rows + shape.tile_rows - 1) / shape.tile_rows);
   w.part_rows = int(min((rows + 15) / 16 * 16, int64_t(shape.tile_rows)));
-  const int64_t oldest =
-      int64_t(w.length) - w.new_tokens - shape.window_left;  // what the first new token sees
+  // What the first new token sees; of a tree's rows one without any bit, whose position is the one before.
+  const int64_t oldest = int64_t(w.length) - w.new_tokens - 1 - shape.window_left;
   if (shape.window_left >= 0 && oldest > 0) w.first_tile = int(min(oldest, int64_t(w.length)) / shape.tile);
   w.first_tile -= w.first_tile % shape.chunk_tiles;
   w.tiles = (w.length + shape.tile - 1) / shape.tile - w.first_tile;
