@@ -81,6 +81,8 @@ def test_attention_and_linears_run_on_tensor_cores_and_asynchronous_copies():
         for kernel, archs in MANIFEST["kernels"][stem].items():
             assert set(archs) == {"sm_90a"}, kernel
             assert {"HGMMA", "UTMALDG"} <= {w.split(">=")[0] for w in archs["sm_90a"].split()}, kernel
+            # With two groups of consumers the registers are handed from the producers to them.
+            assert ("USETMAXREG>=2" in archs["sm_90a"].split()) == kernel.endswith(", 2>"), kernel
 
 
 def test_the_library_holds_every_kernel():
@@ -148,6 +150,18 @@ __global__ void scale(__half* p, float by) {
   p[threadIdx.x] = c;
 }
 """
+MOVES_REGISTERS = """
+__global__ void __launch_bounds__(256, 1) scale(float* p, float by) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if (threadIdx.x < 128) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 168;");
+  }
+#endif
+  p[threadIdx.x] *= by;
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +211,14 @@ def test_a_kernel_that_lost_its_tensor_cores_fails(toy):
     assert violations(expected, toy(TENSOR_CORES)) == []
     found = violations(expected, toy(NO_TENSOR_CORES))
     assert any("0 HMMA, expected at least" in line for line in found), found
+
+
+def test_a_kernel_that_no_longer_moves_registers_fails(toy):
+    figures = toy(MOVES_REGISTERS)
+    expected = expected_of(figures)
+    assert "USETMAXREG>=2" in expected["scale"]["sm_90a"] and violations(expected, figures) == []
+    found = violations(expected, toy(GOOD))
+    assert any("0 USETMAXREG, expected at least 2" in line for line in found), found
 
 
 def test_a_kernel_with_too_many_registers_fails(toy):

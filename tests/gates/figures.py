@@ -23,8 +23,8 @@ FLAGS = ["-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", "-Xptxas=-v"]
 # As CMakeLists.txt ships them: machine code of sm_90a has PTX of its own, all others come from the PTX of compute_80.
 PORTABLE = ["-gencode=arch=compute_80,code=[sm_80,sm_89,sm_100,sm_120]", "-gencode=arch=compute_90a,code=sm_90a"]
 HOPPER = ["-gencode=arch=compute_90a,code=sm_90a"]
-WATCHED = ("HGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDL", "STL")
-CACHE_FORMAT = 1
+WATCHED = ("HGMMA", "HMMA", "UTMALDG", "LDGSTS", "USETMAXREG", "LDL", "STL")
+CACHE_FORMAT = 2
 
 Figures = dict[str, dict[str, dict[str, int]]]
 
