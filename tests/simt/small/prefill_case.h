@@ -109,7 +109,8 @@ void prefill(DType cache_dtype, const Options& o) {
                   kv_head * view.head_stride];
   };
   for (int b = 0; b < kBatch; ++b) {
-    const int oldest = o.window_left < 0 ? 0 : std::max(0, kLength[b] - kNew[b] - o.window_left);
+    // Of a tree's rows one without any bit, which no case has, would see one key more.
+    const int oldest = o.window_left < 0 ? 0 : std::max(0, kLength[b] - kNew[b] - o.tree - o.window_left);
     for (int key = oldest; key < kLength[b]; ++key) {
       if (is_hole(b, key)) continue;
       for (int h = 0; h < kKvHeads; ++h) {
