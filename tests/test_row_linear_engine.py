@@ -46,10 +46,8 @@ def test_from_the_cache_and_from_nothing_are_the_same_bits(backend, dtype, tmp_p
         return engine
 
     # Two sessions in one batch, in chunks of at most 33 rows, with drafts.
-    warm, conversations = (
-        engine_of(max_batch_tokens=33, speculation=skv.PromptLookup(adaptive=False)),
-        [turns_of(3), turns_of(40)],
-    )
+    warm = engine_of(max_batch_tokens=33, speculation=skv.PromptLookup(adaptive=False))
+    conversations = [turns_of(3), turns_of(40)]
     sessions, drafted = [warm.open_session() for _ in conversations], 0
     answers = [[] for _ in conversations]
     for i in range(2):
