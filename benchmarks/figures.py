@@ -14,9 +14,9 @@ def load(name: str) -> dict:
 
 
 def source(result: dict, name: str) -> str:
-    m = result["machine"]
+    m, commits = result["machine"], result.get("commits") or [result["machine"]["commit"]]
     where = f"{m['processor']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}, torch {m['torch']}"
-    return f"{where}, commit `{m['commit']}`, {m['date']}, `results/cpu/{name}.json`"
+    return f"{where}, commit `{'`, `'.join(commits)}`, {m['date']}, `results/cpu/{name}.json`"
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:

@@ -109,11 +109,12 @@ def says_losses(results: list[dict]) -> list[str]:
 
 def conditions(result: dict) -> str:
     m, rows = result["machine"], result["rows"]
+    commits = ", ".join(result.get("commits") or [m["commit"]])
     versions = ", ".join(dict.fromkeys(row["version"] for row in rows))
     busy = max(row["load_average"] for row in rows)
     repetitions = min(row["repetitions"] for row in rows)
     return (
-        f"{m['processor']}, commit {m['commit']}, {m['date']}; {versions}; {repetitions} or more repetitions; times "
+        f"{m['processor']}, commit {commits}, {m['date']}; {versions}; {repetitions} or more repetitions; times "
         f"are {'processor' if result['settings']['clock'] == 'cpu' else 'wall'} time; the load average of the machine "
         f"reached {busy:.1f} when a contestant began"
     )

@@ -26,7 +26,7 @@ def made_cell(turn_s, contestant="ours", every=1, computed=10, drafted=0, accept
         for i, s in enumerate(turn_s)
     ]  # fmt: skip
     settings = dict(model="tiny", dtype="float32", threads=1, clock="wall", agents=1, max_context=400)
-    facts = dict(version=contestant, peak_mb=9.0, ready_mb=4.0, load_average=0.5, wall_s=sum(turn_s))
+    facts = dict(version=contestant, commit="abc", peak_mb=9.0, ready_mb=4.0, load_average=0.5, wall_s=sum(turn_s))
     return dict(cell={**settings, "pool_tokens": None, "every": every}, rows=rows, **facts)
 
 
@@ -57,7 +57,7 @@ def test_ratios_are_taken_within_a_repetition(tmp_path):
     row = next(r for r in result["rows"] if r["contestant"] == "llama")
     assert row["to_plain"] == dict(turn=2, wall=2) and row["to_ours"] == dict(turn=4, wall=4)
     assert row["turn_ms"] == 1e3 * 11 and row["wall_s"] == 33
-    assert result["losses"] == []
+    assert result["losses"] == [] and result["commits"] == ["abc"]
 
 
 def test_losses_are_named(tmp_path):

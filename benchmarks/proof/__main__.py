@@ -22,6 +22,7 @@ import time
 
 import torch
 
+from benchmarks.common import commit, write_json
 from benchmarks.workloads import files
 from benchmarks.workloads.generate import WORKLOADS
 
@@ -67,15 +68,13 @@ def run(args) -> dict[str, str]:
             skipped[cell.contestant] = str(error)
             progress.end(what, f"FAILED: {error}")
             continue
-        cells.keep(cell, result | {"script": wanted.get("script")}, args.cells)
+        cells.keep(cell, result | {"script": wanted.get("script"), "commit": commit()}, args.cells)
         progress.end(what, f"{result['wall_s']:.1f} s of turns, {time.monotonic() - begin:.0f} s in all")
         time.sleep(args.settle)
     return skipped
 
 
 def results(args, skipped: dict[str, str]) -> None:
-    from benchmarks.common import write_json
-
     for workload in args.workload:
         group = args.cells / cells.Cell(workload, args.model, args.dtype, "", 0, args.clock).group
         if not group.exists():

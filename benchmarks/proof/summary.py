@@ -94,7 +94,7 @@ def row(name: str, cells: list[dict], all_cells: dict[str, list[dict]]) -> dict:
 
 
 def summarize(group: pathlib.Path, verdicts: dict[str, dict], skipped: dict[str, str]) -> dict:
-    """What a result file holds of a group, machine facts aside."""
+    """What a result file holds of a group, machine facts aside; commits: at which its cells ran."""
     cells = load(group)
     rows = [row(name, cells[name], cells) | {"verdict": verdicts.get(name)} for name in cells]
     series = {
@@ -107,8 +107,9 @@ def summarize(group: pathlib.Path, verdicts: dict[str, dict], skipped: dict[str,
         for name in cells
     }
     first = next(iter(cells.values()))[0]["cell"]
+    commits = sorted({cell["commit"] for of_name in cells.values() for cell in of_name if "commit" in cell})
     settings = {k: first[k] for k in ("model", "dtype", "threads", "clock", "agents", "max_context", "pool_tokens")}
-    return dict(settings=settings, rows=rows, turns=series, skipped=skipped, losses=losses(rows))
+    return dict(settings=settings, commits=commits, rows=rows, turns=series, skipped=skipped, losses=losses(rows))
 
 
 def losses(rows: list[dict]) -> list[dict]:
