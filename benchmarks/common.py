@@ -88,6 +88,12 @@ def interleaved(
     return {name: statistics.median(t) for name, t in times.items()}
 
 
+def last_level_cache() -> int:
+    """Bytes of the largest cache that this machine shows, 0 where it shows none."""
+    sizes = [p.read_text().strip() for p in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20}[size[-1]] for size in sizes), default=0)
+
+
 def readers(megabytes: int = 512) -> dict[str, Callable[[], object]]:
     """Calls that each read `megabytes` of memory with all threads and do little else.
 

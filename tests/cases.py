@@ -87,8 +87,10 @@ def ulp(reference, dtype):
 
 def assert_close(got, exact, plain, what=""):
     """The tolerance of the project: an error of at most twice plain torch's at the same dtype, or one unit in the
-    last place. `exact` is float64; `plain` the same computation at the op's dtype."""
+    last place. `exact` is float64; `plain` the same computation at the op's dtype, or several of them in other orders:
+    of a few sums in one order the largest error says little of what is usual."""
     dtype = got.dtype
+    plain = torch.stack(list(plain)) if isinstance(plain, (list, tuple)) else plain
     got, plain, exact = got.detach().cpu().double(), plain.detach().cpu().double(), exact.cpu()
     special = ~exact.isfinite()
     assert torch.equal(got[special].nan_to_num(nan=7e300), exact[special].nan_to_num(nan=7e300)), f"{what}: inf or NaN"
@@ -96,7 +98,8 @@ def assert_close(got, exact, plain, what=""):
     assert not got.isnan().any(), f"{what}: {int(got.isnan().sum())} NaN"
     if exact.numel() == 0:
         return
-    allowed = torch.maximum(2 * (plain - exact).abs().amax(), ulp(exact, dtype))
+    # Of torch's errors those that are numbers: on some processors an infinity makes its bfloat16 linear NaN elsewhere.
+    allowed = torch.maximum(2 * (plain - exact).abs().nan_to_num(0.0, 0.0).amax(), ulp(exact, dtype))
     error = (got - exact).abs()
     worst = int((error - allowed).flatten().argmax())
     assert (error <= allowed).all(), (

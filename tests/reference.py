@@ -97,9 +97,15 @@ def visible(length, n, i, causal=True, window_left=-1, tree_row=None):
     return see
 
 
-def attend(q, k, v, see, softmax_scale, softcap=0.0, sinks=None):
-    """q [heads, dim] over k, v [keys, heads, dim]: (out [heads, dim], lse [heads]) in q's dtype."""
+def attend(q, k, v, see, softmax_scale, softcap=0.0, sinks=None, shuffle=None):
+    """q [heads, dim] over k, v [keys, heads, dim]: (out [heads, dim], lse [heads]) in q's dtype.
+
+    shuffle: a generator of the order in which dims and keys are summed; without one they are as they lie.
+    """
     k, v = k[see], v[see]
+    if shuffle is not None:
+        dims, keys = (torch.randperm(n, generator=shuffle) for n in (q.size(1), k.size(0)))
+        q, k, v = q[:, dims], k[keys][..., dims], v[keys]
     scores = torch.einsum("hd,khd->hk", q, k) * softmax_scale
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
@@ -121,7 +127,7 @@ def dequantised(rows, scale, batch_idx, dtype):
 
 def delta_prefill(
     query, k_cache, v_cache, cu_seqlens_q, seqused_k, block_table, softmax_scale, causal=True, window_left=-1,
-    softcap=0.0, tree_mask=None, sinks=None, k_scale=None, v_scale=None, dtype=torch.float64,
+    softcap=0.0, tree_mask=None, sinks=None, k_scale=None, v_scale=None, dtype=torch.float64, shuffle=None,
 ):  # fmt: skip
     """(out [total_q, heads, dim], lse [heads, total_q]) in `dtype`; rows of no sequence are NaN (not to be written)."""
     out = torch.full(query.shape, math.nan, dtype=dtype)
@@ -139,7 +145,7 @@ def delta_prefill(
             tree_row = None if tree_mask is None else tree_bits(tree_mask, start + i, end - start)
             see = visible(length, end - start, i, causal, window_left, tree_row) & (torch.tensor(slots) >= 0)
             row = query[start + i].to(dtype)
-            out[start + i], lse[:, start + i] = attend(row, k, v, see, softmax_scale, softcap, sinks)
+            out[start + i], lse[:, start + i] = attend(row, k, v, see, softmax_scale, softcap, sinks, shuffle)
     return out, lse
 
 

@@ -18,7 +18,8 @@ import stateful_kv as skv
 
 TESTS = pathlib.Path(__file__).resolve().parent
 LIBRARY = pathlib.Path(skv.__file__).with_name("libstateful_kv_ops.so")
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+AMX = ("row_linear",)  # the ops that use it; the others are avx512_bf16's there
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # The contract: names, order, defaults and what is mutated are what other engines build on.
@@ -154,7 +155,7 @@ def test_the_library_holds_the_kernels_of_every_instruction_set():
     """By their mangled names: a kernel that was dropped for one set would fall back in silence."""
     data = LIBRARY.read_bytes()
     for isa in ISAS:
-        for op in CALLS:
+        for op in AMX if isa == "amx" else CALLS:
             if op == "schedule_delta_prefill":  # plain integers, compiled once
                 continue
             assert f"_ZN3skv3cpu{len(isa)}{isa}{len(op)}{op}E".encode() in data, f"{isa}::{op}"
@@ -169,6 +170,7 @@ def cpu_flags():
 
 NEEDS = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
 NEEDS["avx512_bf16"] = NEEDS["avx512"] | {"avx512_bf16"}
+NEEDS["amx"] = NEEDS["avx512_bf16"] | {"amx_tile", "amx_bf16"}
 OWN = [isa for isa, flags in NEEDS.items() if X86 and cpu_flags() >= flags][-1:]  # what a process takes by itself
 
 

@@ -38,7 +38,7 @@ namespace cpu {
 #define SKV_DECLARE(op, Params) void op(const Params& params, const Parallel& pool);
 SKV_FOR_EACH_OP(SKV_DECLARE)
 #undef SKV_DECLARE
-// The instruction set in use: "portable", "avx2", "avx512" or "avx512_bf16".
+// The instruction set in use: "portable", "avx2", "avx512", "avx512_bf16" or "amx".
 const char* isa_name();
 }  // namespace cpu
 

@@ -178,4 +178,22 @@ void multiply_panel(const W* w, const W* next, const typename Step<W>::Unit* x, 
   }
 }
 
+// multiply_panel() for a number of rows. linear_tiles.h has another one for the matrix unit, which wants rows
+// and steps rounded up: what is beyond those asked for are zeros in x and not looked at in the sums.
+template <class W>
+class PanelProduct {
+ public:
+  static int64_t padded_rows(int64_t rows) { return rows; }
+  static int64_t padded_steps(int64_t steps) { return steps; }
+
+  explicit PanelProduct(int64_t rows) : rows_(rows) {}
+  void operator()(const W* w, const W* next, const typename Step<W>::Unit* x, int64_t steps, float* sums,
+                  bool first) const {
+    multiply_panel(w, next, x, rows_, steps, sums, first);
+  }
+
+ private:
+  int64_t rows_;
+};
+
 }  // namespace skv::cpu::SKV_ISA

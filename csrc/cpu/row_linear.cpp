@@ -2,7 +2,8 @@
 //
 // The order of one output element: k is cut at multiples of kChunk (512 elements, of float32 128: a longer
 // chain rounds worse than torch's); within a chunk one chain of fused multiply-adds from zero in ascending k;
-// the chunks' sums are added in ascending order; then the bias; then one rounding. Nothing else that a call
+// the chunks' sums are added in ascending order (the matrix unit has an order of its own, linear_tiles.h);
+// then the bias; then one rounding. Nothing else that a call
 // brings (rows, threads, strides, packed or plain) has a part in it: registers hold several rows and columns,
 // but each element keeps its own chain.
 //
@@ -10,7 +11,7 @@
 // first-level cache) and multiplies each by all rows, at most kMaxRows together, so a weight is read from
 // memory once for those.
 #include "linear_scratch.h"
-#include "linear_step.h"
+#include "linear_tiles.h"
 
 namespace skv::cpu::SKV_ISA {
 
@@ -24,6 +25,8 @@ constexpr int64_t kSerialBytes = 16384;  // of weights: less is not worth anothe
 template <class W>
 struct Linear {
   using Unit = typename Step<W>::Unit;
+  using Product = PanelProduct<W>;
+  static constexpr int kUnits = Step<W>::kUnits;
   static constexpr int kPair = Layout<W>::kPair;
   static constexpr int kChunk = Layout<W>::kChunk;
 
@@ -42,15 +45,21 @@ struct Linear {
     return static_cast<int>(left < kChunk ? left : kChunk);
   }
 
-  // x rows [begin, begin + count) -> [chunks][count][kRowUnits], by all threads when that pays.
+  // x rows [begin, begin + count) -> [chunks][padded][kRowUnits], by all threads when that pays.
   const Unit* pack_x(int64_t begin, int64_t count, const Parallel& pool) const {
+    const int64_t padded = Product::padded_rows(count);
     Unit* packed = static_cast<Unit*>(
-        linear_scratch(kLinearRows, chunks * count * kRowUnits<W> * static_cast<int64_t>(sizeof(Unit))));
-    pool.for_each(count, 1 + 65536 / (p.k + 1), [&](int64_t from, int64_t to) {
+        linear_scratch(kLinearRows, chunks * padded * kRowUnits<W> * static_cast<int64_t>(sizeof(Unit))));
+    pool.for_each(padded, 1 + 65536 / (p.k + 1), [&](int64_t from, int64_t to) {
       for (int64_t r = from; r < to; ++r) {
-        const W* row = static_cast<const W*>(p.x) + (begin + r) * p.x_stride;
         for (int64_t c = 0; c < chunks; ++c) {
-          pack_row(row + c * kChunk, chunk_size(c), packed + (c * count + r) * kRowUnits<W>);
+          Unit* row = packed + (c * padded + r) * kRowUnits<W>;
+          const int64_t steps = div_up(chunk_size(c), kPair), there = r < count ? steps : 0;
+          if (r < count) {
+            pack_row(static_cast<const W*>(p.x) + (begin + r) * p.x_stride + c * kChunk, chunk_size(c), row);
+          }
+          std::memset(row + there * kUnits, 0,
+                      static_cast<size_t>((Product::padded_steps(steps) - there) * kUnits) * sizeof(Unit));
         }
       }
     });
@@ -72,11 +81,12 @@ struct Linear {
 
   // Panels [begin, end) by the packed rows x.
   void multiply(const Unit* x, int64_t first_row, int64_t rows, int64_t begin, int64_t end) const {
-    const int64_t group = rows <= kFewRows ? 1 : kGroup;
+    const int64_t group = rows <= kFewRows ? 1 : kGroup, padded = Product::padded_rows(rows);
     char* scratch = static_cast<char*>(linear_scratch(
-        kLinearPrivate, kChunk * kPanel * 4 + group * rows * kPanel * static_cast<int64_t>(sizeof(float))));
+        kLinearPrivate, kChunk * kPanel * 4 + group * padded * kPanel * static_cast<int64_t>(sizeof(float))));
     W* stage = reinterpret_cast<W*>(scratch);
     float* sums = reinterpret_cast<float*>(scratch + kChunk * kPanel * 4);
+    Product product(rows);
     for (int64_t from = begin; from < end; from += group) {
       const int64_t to = from + group < end ? from + group : end;
       for (int64_t c = 0; c < chunks; ++c) {
@@ -85,12 +95,12 @@ struct Linear {
           // In a group the next panel's chunk, otherwise (and as a guess at the group's end) what follows in
           // memory.
           const W* next = w + (panel + 1 < to ? kPanel * padded_k : kPanel * kChunk);
-          multiply_panel(w, next, x + c * rows * kRowUnits<W>, rows, div_up(chunk_size(c), kPair),
-                         sums + (panel - from) * rows * kPanel, c == 0);
+          product(w, next, x + c * padded * kRowUnits<W>, div_up(chunk_size(c), kPair),
+                  sums + (panel - from) * padded * kPanel, c == 0);
         }
       }
       for (int64_t panel = from; panel < to; ++panel) {
-        write(panel, sums + (panel - from) * rows * kPanel, first_row, rows);
+        write(panel, sums + (panel - from) * padded * kPanel, first_row, rows);
       }
     }
   }
