@@ -19,7 +19,7 @@ import stateful_kv as skv
 TESTS = pathlib.Path(__file__).resolve().parent
 LIBRARY = pathlib.Path(skv.__file__).with_name("libstateful_kv_ops.so")
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-AMX = ("row_linear",)  # the ops that use it; the others are avx512_bf16's there
+AMX = ("delta_prefill", "row_linear")  # the ops that use it; the others are avx512_bf16's there
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # The contract: names, order, defaults and what is mutated are what other engines build on.

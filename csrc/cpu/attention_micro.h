@@ -4,8 +4,10 @@
 // b[s][j]. A step is four bytes of a row: one float, or two bfloat16 (then b interleaves two steps, as
 // vdpbf16ps wants them). Every element is one chain over s, so its bits depend on nothing but its own row of
 // a and column of b.
+//
+// Where there is a matrix unit it makes the products of bfloat16, 16 rows by 16 columns at a time (tiles.h).
 #pragma once
-#include "simd.h"
+#include "tiles.h"
 
 namespace skv::cpu::SKV_ISA {
 
@@ -51,7 +53,12 @@ class TilePrefetch {
 struct FloatSteps {
   using Element = float;
   static constexpr int kPerStep = 1;
-  static constexpr int64_t kChain = 32;  // steps of a score summed before they join the others: rounding
+  static constexpr bool kTiles = false;  // of the matrix unit
+  struct Session {                       // the registers of that
+    explicit Session(int64_t) {}
+  };
+  static constexpr int64_t kBlockRows = 48;  // that share scores
+  static constexpr int64_t kChain = 32;      // steps of a score summed before they join the others: rounding
   static inline Vec mac(Vec acc, const uint32_t* a, Vec b) { return fma(splat(float_of(*a)), b, acc); }
   static inline Vec column(const uint32_t* b) { return load(reinterpret_cast<const float*>(b)); }
 };
@@ -60,6 +67,15 @@ struct FloatSteps {
 struct BFloat16Steps {
   using Element = BFloat16;
   static constexpr int kPerStep = 2;
+#if defined(__AMX_BF16__)
+  static constexpr bool kTiles = true;
+  using Session = TileSession;
+  static constexpr int64_t kBlockRows = 64;
+#else
+  static constexpr bool kTiles = false;
+  using Session = FloatSteps::Session;
+  static constexpr int64_t kBlockRows = 48;
+#endif
   static constexpr int64_t kChain = INT64_MAX / 2;
   static inline Vec mac(Vec acc, const uint32_t* a, Vec b) {
     return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32(static_cast<int>(*a)), (__m512bh)b);
@@ -163,10 +179,40 @@ inline void micro_chains(const uint32_t* a, int64_t a_stride, const uint32_t* b,
   }
 }
 
+#if defined(__AMX_BF16__)
+// c[rows][columns] of a[rows][steps] b[steps][columns]: columns and steps in whole tiles, rows as the
+// TileSession has them or padded to whole tiles.
+inline void tile_products(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b,
+                          int64_t b_stride, int64_t columns, int64_t steps, float* c, int64_t c_stride,
+                          bool fresh) {
+  const auto nothing = [] {};
+  tile_fence();
+  for (int64_t r = 0; r < rows; r += 2 * kTileSums) {
+    const bool two_rows = rows - r > kTileSums;
+    for (int64_t j = 0; j < columns; j += 2 * kTileSums) {
+      const bool two_columns = columns - j > kTileSums;
+      const auto product = two_rows ? (two_columns ? tile_product<2, 2, decltype(nothing)&>
+                                                   : tile_product<2, 1, decltype(nothing)&>)
+                                    : (two_columns ? tile_product<1, 2, decltype(nothing)&>
+                                                   : tile_product<1, 1, decltype(nothing)&>);
+      product(a + r * a_stride, a_stride, b + j, b_stride, steps, c + r * c_stride + j, c_stride, fresh,
+              nothing);
+    }
+  }
+}
+#endif
+
 // scores[rows][kMicroColumns] of one key panel [steps][kMicroColumns].
 template <class Steps>
 void score_panel(int64_t rows, const uint32_t* q, int64_t q_stride, const uint32_t* b, int64_t steps,
                  float* scores, int64_t score_stride) {
+#if defined(__AMX_BF16__)
+  if constexpr (Steps::kTiles) {  // rows of q and of the panel end with zeros
+    const int64_t padded = (steps + kTileSteps - 1) / kTileSteps * kTileSteps;
+    tile_products(rows, q, q_stride, b, kMicroColumns, kMicroColumns, padded, scores, score_stride, true);
+    return;
+  }
+#endif
   const float ones[] = {1, 1, 1, 1, 1, 1};
   for (int64_t r = 0; r < rows;) {
     const int64_t left = rows - r;

@@ -242,26 +242,29 @@ void pack_keys(const PackShape<Steps>& shape, TileRows keys, DType dtype, int64_
   }
 }
 
-// values[0, count) -> [steps][width] of FloatSteps: a row per step.
-inline void pack_values(const PackShape<FloatSteps>& shape, TileRows values, DType dtype, int64_t count,
-                        uint32_t* dst, uint32_t*, TilePrefetch& next) {
+// values[0, count) -> [steps][width] of FloatSteps: a row per step. Calls between() every 16 rows.
+template <class F>
+void pack_values(const PackShape<FloatSteps>& shape, TileRows values, DType dtype, int64_t count,
+                 uint32_t* dst, uint32_t*, F&& between) {
   for (int64_t i = 0; i < count; ++i) {
-    if (i % 16 == 0) next.issue(4);
+    if (i % 16 == 0) between();
     stage_row(reinterpret_cast<float*>(dst + i * shape.width), values.at(i), dtype, shape.head_dim,
               static_cast<int>(shape.width));
   }
 }
 
 #if defined(__AVX512BF16__)
-// A step is two rows, interleaved; an odd last row is paired with zeros. staging: two rows.
-inline void pack_values(const PackShape<BFloat16Steps>& shape, TileRows values, DType dtype, int64_t count,
-                        uint32_t* dst, uint32_t* staging, TilePrefetch& next) {
+// A step is two rows, interleaved; an odd last row is paired with zeros, and a tile of the matrix unit is
+// filled with them. staging: two rows.
+template <class F>
+void pack_values(const PackShape<BFloat16Steps>& shape, TileRows values, DType dtype, int64_t count,
+                 uint32_t* dst, uint32_t* staging, F&& between) {
   const bool direct = dtype == DType::kBFloat16 && shape.row_elements() == shape.head_dim;
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
                                        38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (int64_t i = 0; i < count; i += 2) {
-    if (i % 16 == 0) next.issue(4);
+    if (i % 16 == 0) between();
     const uint32_t* rows[2];
     for (int r = 0; r < 2; ++r) {
       const char* value = i + r < count ? values.at(i + r) : nullptr;
@@ -278,6 +281,11 @@ inline void pack_values(const PackShape<BFloat16Steps>& shape, TileRows values, 
       if (j + 16 < shape.width) _mm512_storeu_si512(out + j + 16, _mm512_permutex2var_epi16(a, high, b));
     }
   }
+#if defined(__AMX_BF16__)
+  const int64_t steps = (count + 1) / 2, padded = (steps + kTileSteps - 1) / kTileSteps * kTileSteps;
+  std::memset(dst + steps * shape.width, 0,
+              static_cast<size_t>((padded - steps) * shape.width) * sizeof(uint32_t));
+#endif
 }
 #endif
 

@@ -31,6 +31,7 @@ class ItemRunner {
   }
 
   void run() {
+    const typename Steps::Session session(streams ? rows : 32);
     find_ranges();
     for (int64_t h = 0; h < heads; ++h) load_query(h);
     clear_state(m.acc, m.state);
@@ -173,15 +174,24 @@ class ItemRunner {
     const int64_t last = (seen.end + kMicroColumns - 1) / kMicroColumns * kMicroColumns;
     for (int64_t key = first; key < last; key += kMicroColumns) stream_keys(t, key, prefetch);
     for (int64_t h = 0; h < heads; ++h) softmax_rows(t, h, 0, rows, first, last, seen.end, h * rows);
-    with_cache_element([&](auto zero) {
-      for (int64_t key = first; key < last; key += kMicroColumns)
-        stream_values<decltype(zero)>(t, key, seen, prefetch);
-      for (int64_t r = 0; r < heads * rows; ++r)
-        RowLoad<Steps>::in_order(static_cast<decltype(zero)*>(nullptr), m.sums + r * shape.width,
-                                 shape.width);
-    });
-    for (int64_t r = 0; r < heads * rows; ++r) {
-      float *acc = m.acc + r * shape.width, *sums = m.sums + r * shape.width;
+    if constexpr (Steps::kTiles) {
+      for (int64_t key = first; key < last; key += kMicroColumns) tile_values(t, key, seen, prefetch);
+    } else {
+      with_cache_element([&](auto zero) {
+        for (int64_t key = first; key < last; key += kMicroColumns)
+          stream_values<decltype(zero)>(t, key, seen, prefetch);
+        for (int64_t r = 0; r < heads * rows; ++r)
+          RowLoad<Steps>::in_order(static_cast<decltype(zero)*>(nullptr), m.sums + r * shape.width,
+                                   shape.width);
+      });
+    }
+    add_sums(m.acc, heads * rows);
+  }
+
+  // acc[count][width] = acc * shrink + sums.
+  void add_sums(float* acc, int64_t count) {
+    const float* sums = m.sums;
+    for (int64_t r = 0; r < count; ++r, acc += shape.width, sums += shape.width) {
       const Vec shrink = splat(m.shrink[r]);
       for (int64_t j = 0; j < shape.width; j += kLanes)
         store(acc + j, fma(load(acc + j), shrink, load(sums + j)));
@@ -235,6 +245,23 @@ class ItemRunner {
     }
   }
 
+#if defined(__AMX_BF16__)
+  // The same on the matrix unit, from an interleaved copy.
+  void tile_values(const Tile& t, int64_t key, const KeyRange& seen, RowPrefetch& prefetch) {
+    constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
+    const int64_t count = seen.end - key < kMicroColumns ? seen.end - key : kMicroColumns;
+    const int64_t padded = (count + 2 * kTileSteps - 1) / (2 * kTileSteps) * kTileSteps;
+    for (int64_t h = 0; h < heads; ++h) {
+      pack_values(shape, {t.values + key, v_offset(h)}, p.cache.dtype, count, m.v, m.staging,
+                  [&] { prefetch.fetch(16 * row_bytes()); });
+      const int64_t row = h * rows;
+      tile_products(rows, m.weights + row * kWeightSteps + key / Steps::kPerStep, kWeightSteps, m.v,
+                    shape.width, shape.width, padded, m.sums + row * shape.width, shape.width,
+                    key <= seen.begin);
+    }
+  }
+#endif
+
   // Keys of [begin, end) of the tile at `first` that some row of [row, row + count) sees.
   KeyRange seen_keys(int64_t first, int64_t begin, int64_t end, int64_t row, int64_t count) const {
     KeyRange seen{end, begin};
@@ -273,10 +300,11 @@ class ItemRunner {
     TilePrefetch prefetch(next.keys, k_offset(next_h), next.values, v_offset(next_h), next.count,
                           row_bytes());
     pack_keys(shape, {t.keys, k_offset(h)}, p.cache.dtype, t.count, m.k, m.staging, prefetch);
-    pack_values(shape, {t.values, v_offset(h)}, p.cache.dtype, t.count, m.v, m.staging, prefetch);
-    for (int64_t r = 0; r < rows; r += kBlockRows) {
-      run_block(t, h, r, rows - r < kBlockRows ? rows - r : kBlockRows, prefetch);
-    }
+    pack_values(shape, {t.values, v_offset(h)}, p.cache.dtype, t.count, m.v, m.staging,
+                [&] { prefetch.issue(4); });
+    constexpr int64_t kRows = Steps::kBlockRows;
+    for (int64_t r = 0; r < rows; r += kRows)
+      run_block(t, h, r, rows - r < kRows ? rows - r : kRows, prefetch);
   }
 
   void run_block(const Tile& t, int64_t h, int64_t row, int64_t block_rows, TilePrefetch& prefetch) {
@@ -291,6 +319,16 @@ class ItemRunner {
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
     const int64_t first_step = first_panel * kMicroColumns / Steps::kPerStep;
     const int64_t last_step = (seen.end + Steps::kPerStep - 1) / Steps::kPerStep;
+#if defined(__AMX_BF16__)
+    if constexpr (Steps::kTiles) {
+      const int64_t steps = (last_step - first_step + kTileSteps - 1) / kTileSteps * kTileSteps;
+      prefetch.issue(64);
+      tile_products(block_rows, m.weights + first_step, kWeightSteps, m.v + first_step * shape.width,
+                    shape.width, shape.width, steps, m.sums, shape.width, true);
+      add_sums(m.acc + state_row * shape.width, block_rows);
+      return;
+    }
+#endif
     accumulate_values<Steps>(block_rows, m.weights + first_step, kWeightSteps, m.v + first_step * shape.width,
                              shape.width, last_step - first_step, m.acc + state_row * shape.width,
                              shape.width, m.shrink, prefetch);

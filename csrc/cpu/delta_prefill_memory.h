@@ -6,9 +6,8 @@
 
 namespace skv::cpu::SKV_ISA {
 
-constexpr int64_t kBlockRows = 48;
 constexpr int64_t kStreamRows = 16;  // of a KV head: up to here keys and values are taken as they lie
-static_assert(kBlockRows % kMicroRows == 0 && kTileKeys % kMicroColumns == 0 && kTileKeys % kPackKeys == 0);
+static_assert(kTileKeys % kMicroColumns == 0 && kTileKeys % kPackKeys == 0);
 static_assert(kMicroColumns % kPackKeys == 0);
 
 // The memory of one item, carved out of the thread's scratch.
@@ -28,10 +27,12 @@ class Carver {
   static int64_t carve(char* base, int64_t rows, int64_t heads, bool folds, bool streams,
                        const PackShape<Steps>& shape, ItemMemory& memory) {
     Carver c{base, 0};
-    const int64_t block_rows = streams ? heads * rows : kBlockRows;
-    c.take(memory.q, heads * rows * shape.row_steps);
+    const int64_t block_rows = streams ? heads * rows : Steps::kBlockRows;
+    const int64_t more_rows = Steps::kTiles && !streams ? 15 : 0;  // a tile of the matrix unit has 16
+    c.take(memory.q, (heads * rows + more_rows) * shape.row_steps);
     c.take(memory.k, (streams ? kMicroColumns : kTileKeys) * shape.row_steps);
-    c.take(memory.v, streams ? 0 : kTileKeys / Steps::kPerStep * shape.width);
+    const int64_t value_keys = !streams ? kTileKeys : Steps::kTiles ? kMicroColumns : 0;
+    c.take(memory.v, value_keys / Steps::kPerStep * shape.width);
     c.take(memory.staging, kPackKeys * shape.row_steps);
     c.take(memory.zeros, streams ? shape.row_steps : 0);
     c.take(memory.acc, heads * rows * shape.width);
@@ -39,7 +40,7 @@ class Carver {
     c.take(memory.scores, block_rows * kTileKeys);
     c.take(memory.weights, block_rows * kTileKeys / Steps::kPerStep);
     c.take(memory.shrink, block_rows);
-    c.take(memory.sums, streams ? heads * rows * shape.width : 0);
+    c.take(memory.sums, streams || Steps::kTiles ? block_rows * shape.width : 0);
     c.take(memory.state, heads * rows);
     c.take(memory.folded_state, folds ? heads * rows : 0);
     c.take(memory.begin, rows);

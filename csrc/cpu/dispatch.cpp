@@ -30,6 +30,7 @@ SKV_FOR_EACH_OP(SKV_DECLARE)
 }
 namespace amx {  // what uses the matrix unit; everything else is as without
 using namespace avx512_bf16;
+SKV_DECLARE(delta_prefill, DeltaPrefillParams)
 SKV_DECLARE(row_linear, RowLinearParams)
 }  // namespace amx
 #endif
