@@ -7,6 +7,12 @@ namespace skv::cpu::SKV_ISA {
 // From raw products to logits: scale * products, then cap * tanh(that / cap) if cap > 0.
 struct ScoreScale {
   float scale, cap;
+  // Whether a row may keep its products and be scaled within the exponential, whose rounding then is that of
+  // weights of bfloat16: a pass over the scores less.
+  template <class E>
+  bool within_exponential() const {
+    return sizeof(E) == 2 && cap <= 0 && scale > 0;
+  }
 };
 
 inline Vec logits(Vec products, const ScoreScale& scale) {
@@ -21,11 +27,23 @@ struct RowState {
   float maximum, sum;
 };
 
-// Raw products [first, last) of a row, of which [begin, end) are visible -> logits in place, the others
-// -infinity. Returns the maximum.
-inline float mask_scores(float* s, int first, int last, int begin, int end, const ScoreScale& scale) {
+// Raw products [first, last) of a row, of which [begin, end) are visible -> logits in place, unless they are
+// scaled within the exponential, the others -infinity. Returns the maximum of what is there then.
+template <class E>
+float mask_scores(float* s, int first, int last, int begin, int end, const ScoreScale& scale) {
   Vec m = splat(minus_infinity());
   const bool whole = begin <= first && end >= last;
+  if (scale.within_exponential<E>()) {
+    for (int j = first; j < last; j += kLanes) {
+      Vec x = load(s + j);
+      if (!whole) {
+        x = keep_range(x, j, begin, end);
+        store(s + j, x);
+      }
+      m = max(m, x);
+    }
+    return max_of(m);
+  }
   for (int j = first; j < last; j += kLanes) {
     Vec x = logits(load(s + j), scale);
     if (!whole) x = keep_range(x, j, begin, end);
@@ -35,21 +53,36 @@ inline float mask_scores(float* s, int first, int last, int begin, int end, cons
   return max_of(m);
 }
 
-// Logits [first, last) -> weights exp(s - maximum) in p (which may be s). Updates the state; returns the
-// factor by which what was accumulated before shrinks.
+// What mask_scores() left of [first, last), and its maximum -> weights exp(logit - maximum) in p (which may
+// be s). Updates the state; returns the factor by which what was accumulated before shrinks.
 template <class E>
-float softmax_row(const float* s, E* p, int first, int last, float tile_maximum, RowState& state) {
+float softmax_row(const float* s, E* p, int first, int last, float tile_maximum, const ScoreScale& scale,
+                  RowState& state) {
+  const float factor = scale.within_exponential<E>() ? scale.scale : 1.0f;
+  tile_maximum = factor * tile_maximum;
   const float before = state.maximum;
   const float now = before > tile_maximum ? before : tile_maximum;
   const float m = finite_maximum(now);
-  const Vec shift = splat(m);
   Vec sums = zero();
-  for (int j = first; j < last; j += kLanes) {
-    const Vec e = exp_of(sub(load(s + j), shift));
-    sums = add(sums, e);
-    store(p + j, e);
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(E) == 2) {
+    const Vec scale2 = splat(factor * kLog2E), shift2 = splat(-m * kLog2E);
+    for (int j = first; j < last; j += kLanes) {
+      const Vec e = exp2_of(fma(load(s + j), scale2, shift2));
+      sums = add(sums, e);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + j), (__m256i)_mm512_cvtneps_pbh(e));
+    }
+  } else
+#endif
+  {
+    const Vec shift = splat(m);
+    for (int j = first; j < last; j += kLanes) {
+      const Vec e = exp_of(sub(load(s + j), shift));
+      sums = add(sums, e);
+      store(p + j, e);
+    }
   }
-  const float shrink = exp_of(before - m);
+  const float shrink = before == m ? 1.0f : exp_of(before - m);
   state.maximum = now;
   state.sum = __builtin_fmaf(state.sum, shrink, sum(sums));
   return shrink;

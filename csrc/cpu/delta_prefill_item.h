@@ -287,11 +287,11 @@ class ItemRunner {
     for (int64_t r = 0; r < count; ++r) {
       float* s = m.scores + (at + r) * kTileKeys;
       const int64_t end = m.end[row + r] - t.first;
-      float maximum = mask_scores(s, from, to, static_cast<int>(clamp(m.begin[row + r] - t.first)),
-                                  static_cast<int>(clamp(end < seen_end ? end : seen_end)), score_scale);
+      float maximum = mask_scores<E>(s, from, to, static_cast<int>(clamp(m.begin[row + r] - t.first)),
+                                     static_cast<int>(clamp(end < seen_end ? end : seen_end)), score_scale);
       if (hide_keys(s, row + r, t, seen_end)) maximum = maximum_of(s, from, to);
       m.shrink[at + r] = softmax_row(s, reinterpret_cast<E*>(m.weights + (at + r) * kWeightSteps), from, to,
-                                     maximum, m.state[h * rows + row + r]);
+                                     maximum, score_scale, m.state[h * rows + row + r]);
     }
   }
 
