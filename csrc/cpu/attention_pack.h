@@ -37,6 +37,27 @@ inline void convert(float* dst, const Fp8* src, int count) {
 }
 #endif
 
+#if defined(__AVX512BF16__)
+// 32 numbers of e4m3 as bfloat16, which holds each of them: an exponent 120 more and the mantissa, but for
+// the eight that are subnormal and the NaN.
+inline __m512i widen_to_bfloat16(const Fp8* p) {
+  const __m512i subnormal = _mm512_set_epi64(0, 0, 0, 0, 0, 0, 0x3c603c403c203c00, 0x3bc03b803b000000);
+  const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));
+  __m512i r = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
+  r = _mm512_mask_permutexvar_epi16(r, _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8)), magnitude,
+                                    subnormal);
+  r = _mm512_mask_mov_epi16(r, _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f)),
+                            _mm512_set1_epi16(0x7fc0));
+  return _mm512_or_si512(r, _mm512_slli_epi16(_mm512_sub_epi16(wide, magnitude), 8));
+}
+inline void convert(BFloat16* dst, const Fp8* src, int count) {
+  int i = 0;
+  for (; i + 32 <= count; i += 32) _mm512_storeu_si512(dst + i, widen_to_bfloat16(src + i));
+  convert<Fp8, BFloat16>(dst + i, src + i, count - i);
+}
+#endif
+
 // dst[0, count) = the row as elements of E, dst[count, padded) = 0. src == nullptr is a row of zeros.
 template <class E>
 void stage_row(E* dst, const void* src, DType dtype, int count, int padded) {

@@ -72,9 +72,7 @@ template <>
 struct RowLoad<BFloat16Steps> {
   static constexpr int kElements = 2 * kLanes;
   static inline Vec steps(const BFloat16* row) { return _mm512_loadu_ps(row); }
-  static inline Vec steps(const Fp8* row) {  // exact: every e4m3 number is a bfloat16
-    return (Vec)_mm512_cvtne2ps_pbh(load(row + kLanes), load(row));
-  }
+  static inline Vec steps(const Fp8* row) { return (Vec)widen_to_bfloat16(row); }
   // A step is two rows of values, interleaved.
   static constexpr int kRows = 2;
   template <int kVecs, class T>
