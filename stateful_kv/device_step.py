@@ -192,7 +192,7 @@ class Launched(NamedTuple):
     is_done: torch.cuda.Event | None  # and its results copied; None: already
 
     def took(self) -> float:
-        """Seconds of the step alone once it is done, without what the host did meanwhile, its callers' pauses say."""
+        """Seconds of the step alone, once it is done; what the host did meanwhile (a caller's pause) is not in it."""
         return self.seconds if self.began is None else self.began.elapsed_time(self.is_done) / 1e3
 
 

@@ -58,13 +58,13 @@ class PromptLookup:
     """Prompt-lookup speculation: when the last n tokens (max_ngram down to min_ngram) occurred before in the
     conversation, propose the tokens that followed, at most num_drafts. latest: the latest such place, else the
     earliest. adaptive: only as many as are expected to raise the tokens per second of the whole batch, by the measured
-    time of steps and by how the conversation's own drafts fared; False = always num_drafts. relatives: how many other
-    conversations to draft from where they know a longer tail: the one this was forked from, and those of the namespace
-    that begin with the same tokens and took turns latest. branches: how many other continuations, of other places
-    where the last tokens occurred and of the other sources, may make the drafts a tree of at most num_drafts (then 63
-    at most) tokens. A branch is fed where it is expected to bring more than the end of the chain, by how often such
-    branches have been right in the conversation so far. Answers are those of chains but for rounding (Engine's
-    deterministic)."""
+    time of steps and by how the conversation's own drafts fared, so how many is not the same in two runs, though
+    answers are; False = always num_drafts. relatives: how many other conversations to draft from where they know a
+    longer tail: the one this was forked from, and those of the namespace that begin with the same tokens and took turns
+    latest. branches: how many other continuations, of other places where the last tokens occurred and of the other
+    sources, may make the drafts a tree of at most num_drafts (then 63 at most) tokens. A branch is fed where it is
+    expected to bring more than the end of the chain, by how often such branches have been right in the conversation so
+    far. Answers are those of chains but for rounding (Engine's deterministic)."""
 
     max_ngram: int = 4
     min_ngram: int = 1

@@ -6,7 +6,7 @@
 
 #include "../core/backend.h"
 
-#if defined(SKV_X86) && defined(__linux__)
+#if defined(SKV_AMX) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -30,8 +30,10 @@ SKV_FOR_EACH_OP(SKV_DECLARE)
 }
 namespace amx {  // what uses the matrix unit; everything else is as without
 using namespace avx512_bf16;
+#ifdef SKV_AMX
 SKV_DECLARE(delta_prefill, DeltaPrefillParams)
 SKV_DECLARE(row_linear, RowLinearParams)
+#endif
 }  // namespace amx
 #endif
 #undef SKV_DECLARE
@@ -44,7 +46,7 @@ constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512_bf16"
 #ifdef SKV_X86
 // The processor's matrix unit, for which a process asks the kernel once: tile registers are large.
 bool may_use_tiles() {
-#if defined(__linux__) && defined(SYS_arch_prctl)
+#if defined(SKV_AMX) && defined(__linux__) && defined(SYS_arch_prctl)
   constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;
   constexpr int kAskForPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned eax, ebx, ecx, edx;

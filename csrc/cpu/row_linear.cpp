@@ -3,9 +3,8 @@
 // The order of one output element: k is cut at multiples of kChunk (512 elements, of float32 128: a longer
 // chain rounds worse than torch's); within a chunk one chain of fused multiply-adds from zero in ascending k;
 // the chunks' sums are added in ascending order (the matrix unit has an order of its own, linear_tiles.h);
-// then the bias; then one rounding. Nothing else that a call
-// brings (rows, threads, strides, packed or plain) has a part in it: registers hold several rows and columns,
-// but each element keeps its own chain.
+// then the bias; then one rounding. Nothing else that a call brings (rows, threads, strides, packed or plain)
+// has a part in it: registers hold several rows and columns, but each element keeps its own chain.
 //
 // Threads over panels of 32 columns. A thread takes the chunks of its panels one by one (at most 32 KB,
 // first-level cache) and multiplies each by all rows, at most kMaxRows together, so a weight is read from
