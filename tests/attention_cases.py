@@ -114,11 +114,19 @@ def check(backend, case, num_splits=0, schedule=None):
     inputs |= {k: v for k, v in case.options.items() if k not in inputs}
     inputs["softmax_scale"] = case.softmax_scale
     exact_out, exact_lse = reference.delta_prefill(**inputs)
-    orders = [None, *(torch.Generator().manual_seed(i) for i in range(2 if case.query.dtype == torch.float32 else 0))]
-    plain = [reference.delta_prefill(**inputs, dtype=case.query.dtype, shuffle=order) for order in orders]
     rows = int(case.cu_seqlens_q[-1])
-    assert_close(out[:rows], exact_out[:rows], [p[:rows] for p, _ in plain], "out")
-    assert_close(lse[:, :rows].T, exact_lse[:, :rows].T, [p[:, :rows].T for _, p in plain], "lse")
+
+    def compare(*orders):
+        plain = [reference.delta_prefill(**inputs, dtype=case.query.dtype, shuffle=order) for order in orders]
+        assert_close(out[:rows], exact_out[:rows], [p[:rows] for p, _ in plain], "out")
+        assert_close(lse[:, :rows].T, exact_lse[:, :rows].T, [p[:, :rows].T for _, p in plain], "lse")
+
+    try:
+        compare(None)
+    except AssertionError:
+        if case.query.dtype != torch.float32:
+            raise
+        compare(None, *(torch.Generator().manual_seed(i) for i in range(2)))
     assert same_bits(out[rows:], nan_storage(tuple(out[rows:].shape), out.dtype, out.device)), "padding rows"
     assert lse[:, rows:].isnan().all(), "padding rows of lse"
     return out, lse
