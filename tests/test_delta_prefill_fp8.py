@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 from attention_cases import LOW, check, fp8_scales, make_attention, run, skip_unless, tree_options
-from backends import FP8
+from backends import FLOATS, FP8
 from cases import fill, random_tree, same_bits
 
 NEW, LENGTHS = [40, 3, 9], [300, 20, 140]  # 80 rows of a KV head: two groups of 64; 18 rows: one
@@ -105,3 +105,19 @@ def test_by_hand_and_by_tma_the_same_bits(backend, dtype):
                 fill(other.v_cache[t // block_size, t % block_size], case.v_cache[s // 16, s % 16])
         got = run(backend, dataclasses.replace(other, query=case.query, options=case.options), -1)
         assert all(same_bits(a.contiguous(), b.contiguous()) for a, b in zip(got, want)), f"{block_size}, {layout}"
+
+
+@pytest.mark.each_isa
+@pytest.mark.parametrize("heads", [2, 40])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_number_of_e4m3(backend, dtype, heads):
+    """A sequence of one key returns its value: all 256 bit patterns, by few rows and by many."""
+    if backend.name != "cpu":
+        pytest.skip("of the conversions in csrc/cpu, one per instruction set")
+    case = make_attention(backend, [1] * 4, [1] * 4, heads=heads, kv_heads=1, dtype=dtype, cache_dtype=FP8)
+    codes = torch.arange(256, dtype=torch.uint8).view(FP8).view(4, 64)
+    for table, values in zip(case.block_table, codes):
+        case.v_cache[int(table[0]), 0, 0] = values.to(backend.device)
+    out, _ = run(backend, case)
+    want = codes.to(dtype)[:, None].expand_as(out)
+    assert torch.equal(out.cpu().nan_to_num(nan=1e4), want.nan_to_num(nan=1e4))
