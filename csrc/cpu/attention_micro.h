@@ -55,12 +55,13 @@ struct FloatSteps {
   static constexpr int kPerStep = 1;
   static constexpr bool kTiles = false;  // of the matrix unit
   struct Session {                       // the registers of that
-    explicit Session(int64_t) {}
+    explicit Session(int64_t, bool) {}
   };
   static constexpr int64_t kBlockRows = 48;  // that share scores
   static constexpr int64_t kChain = 32;      // steps of a score summed before they join the others: rounding
   static inline Vec mac(Vec acc, const uint32_t* a, Vec b) { return fma(splat(float_of(*a)), b, acc); }
   static inline Vec column(const uint32_t* b) { return load(reinterpret_cast<const float*>(b)); }
+  static inline void order_columns(float*, int64_t) {}
 };
 
 #if defined(__AVX512BF16__)
@@ -69,7 +70,9 @@ struct BFloat16Steps {
   static constexpr int kPerStep = 2;
 #if defined(__AMX_BF16__)
   static constexpr bool kTiles = true;
-  using Session = TileSession;
+  struct Session : TileSession {
+    Session(int64_t rows, bool few) : TileSession(rows, few ? kFewRows : kAnyRows) {}
+  };
   static constexpr int64_t kBlockRows = 64;
 #else
   static constexpr bool kTiles = false;
@@ -81,6 +84,17 @@ struct BFloat16Steps {
     return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32(static_cast<int>(*a)), (__m512bh)b);
   }
   static inline Vec column(const uint32_t* b) { return _mm512_loadu_ps(b); }
+  // Two rows of values are interleaved four columns at a time, which the processor does at one instruction a
+  // vector; so sums of 32 columns lie as 0-3, 8-11, 16-19, 24-27, then the other ones, until they are output.
+  static inline void order_columns(float* row, int64_t width) {
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    for (int64_t j = 0; j < width; j += 2 * kLanes) {
+      const Vec a = load(row + j), b = load(row + j + kLanes);
+      store(row + j, _mm512_permutex2var_ps(a, low, b));
+      store(row + j + kLanes, _mm512_permutex2var_ps(a, high, b));
+    }
+  }
 };
 #endif
 

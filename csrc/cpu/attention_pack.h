@@ -193,12 +193,13 @@ struct PackShape {
   int head_dim;
   int64_t row_steps;  // of a staged row and of a panel: a multiple of 16
   int64_t steps;      // of a score
-  int64_t width;      // columns of the accumulator: a multiple of kLanes
+  int64_t width;      // columns of the accumulator: whole vectors of elements
 
   explicit PackShape(int dim) : head_dim(dim) {
     steps = dim / Steps::kPerStep;
     row_steps = (steps + 15) / 16 * 16;
-    width = (dim + kLanes - 1) / kLanes * kLanes;
+    constexpr int kColumns = Steps::kPerStep * kLanes;
+    width = (dim + kColumns - 1) / kColumns * kColumns;
   }
   int row_elements() const { return static_cast<int>(row_steps) * Steps::kPerStep; }
 };
@@ -275,15 +276,12 @@ void pack_values(const PackShape<FloatSteps>& shape, TileRows values, DType dtyp
 }
 
 #if defined(__AVX512BF16__)
-// A step is two rows, interleaved; an odd last row is paired with zeros, and a tile of the matrix unit is
-// filled with them. staging: two rows.
+// A step is two rows, interleaved, columns as BFloat16Steps::order_columns() says; an odd last row is paired with
+// zeros, and a tile of the matrix unit is filled with them. staging: two rows.
 template <class F>
 void pack_values(const PackShape<BFloat16Steps>& shape, TileRows values, DType dtype, int64_t count,
                  uint32_t* dst, uint32_t* staging, F&& between) {
   const bool direct = dtype == DType::kBFloat16 && shape.row_elements() == shape.head_dim;
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
-                                       38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (int64_t i = 0; i < count; i += 2) {
     if (i % 16 == 0) between();
     const uint32_t* rows[2];
@@ -298,8 +296,8 @@ void pack_values(const PackShape<BFloat16Steps>& shape, TileRows values, DType d
     uint32_t* out = dst + i / 2 * shape.width;
     for (int64_t j = 0; j < shape.width; j += 32) {
       const __m512i a = _mm512_loadu_si512(rows[0] + j / 2), b = _mm512_loadu_si512(rows[1] + j / 2);
-      _mm512_storeu_si512(out + j, _mm512_permutex2var_epi16(a, low, b));
-      if (j + 16 < shape.width) _mm512_storeu_si512(out + j + 16, _mm512_permutex2var_epi16(a, high, b));
+      _mm512_storeu_si512(out + j, _mm512_unpacklo_epi16(a, b));
+      _mm512_storeu_si512(out + j + 16, _mm512_unpackhi_epi16(a, b));
     }
   }
 #if defined(__AMX_BF16__)

@@ -73,19 +73,16 @@ struct RowLoad<BFloat16Steps> {
   static constexpr int kElements = 2 * kLanes;
   static inline Vec steps(const BFloat16* row) { return _mm512_loadu_ps(row); }
   static inline Vec steps(const Fp8* row) { return (Vec)widen_to_bfloat16(row); }
-  // A step is two rows of values, interleaved.
+  // A step is two rows of values, interleaved as in pack_values().
   static constexpr int kRows = 2;
   template <int kVecs, class T>
   static inline void columns(const T* const* rows, int64_t column, Vec (&to)[kVecs]) {
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
-                                         38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; v += 2) {
       const __m512i a = (__m512i)steps(rows[0] + column + v * kLanes);
       const __m512i b = (__m512i)steps(rows[1] + column + v * kLanes);
-      to[v] = (Vec)_mm512_permutex2var_epi16(a, low, b);
-      to[v + 1] = (Vec)_mm512_permutex2var_epi16(a, high, b);
+      to[v] = (Vec)_mm512_unpacklo_epi16(a, b);
+      to[v + 1] = (Vec)_mm512_unpackhi_epi16(a, b);
     }
   }
   template <class T>

@@ -31,7 +31,7 @@ class ItemRunner {
   }
 
   void run() {
-    const typename Steps::Session session(streams ? rows : 32);
+    const typename Steps::Session session(streams ? rows : 32, streams);
     find_ranges();
     for (int64_t h = 0; h < heads; ++h) load_query(h);
     clear_state(m.acc, m.state);
@@ -111,9 +111,13 @@ class ItemRunner {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t offset =
           (first_token + token_of(r)) * p.query.token_stride + head_of(h, r) * p.query.head_stride;
-      stage_row(reinterpret_cast<E*>(m.q + (h * rows + r) * shape.row_steps),
+      uint32_t* row = Steps::kTiles && streams ? m.staging : m.q + (h * rows + r) * shape.row_steps;
+      stage_row(reinterpret_cast<E*>(row),
                 static_cast<const char*>(p.query.data) + offset * element_size(p.dtype), p.dtype,
                 shape.head_dim, shape.row_elements());
+      if constexpr (Steps::kTiles) {
+        if (streams) transpose_row(row, shape.row_steps, rows, m.q + h * rows * shape.row_steps + r);
+      }
     }
   }
 
@@ -172,7 +176,13 @@ class ItemRunner {
     if (seen.begin >= seen.end) return;
     const int64_t first = seen.begin / kMicroColumns * kMicroColumns;
     const int64_t last = (seen.end + kMicroColumns - 1) / kMicroColumns * kMicroColumns;
-    for (int64_t key = first; key < last; key += kMicroColumns) stream_keys(t, key, prefetch);
+    for (int64_t key = first; key < last; key += kMicroColumns) {
+      if constexpr (Steps::kTiles) {
+        tile_keys(t, key, prefetch);
+      } else {
+        stream_keys(t, key, prefetch);
+      }
+    }
     for (int64_t h = 0; h < heads; ++h) softmax_rows(t, h, 0, rows, first, last, seen.end, h * rows);
     if constexpr (Steps::kTiles) {
       for (int64_t key = first; key < last; key += kMicroColumns) tile_values(t, key, seen, prefetch);
@@ -246,6 +256,43 @@ class ItemRunner {
   }
 
 #if defined(__AMX_BF16__)
+  // Scores of kMicroColumns keys on the matrix unit.
+  void tile_keys(const Tile& t, int64_t key, RowPrefetch& prefetch) {
+    const int64_t stride = tall_stride(rows);
+    for (const int64_t end = key + kMicroColumns; key < end; key += 2 * kPackKeys) {
+      const int64_t count = t.count - key;
+      const TileRow16 in_cache[2] = {even_rows(t.keys + key, count),
+                                     even_rows(t.keys + key + kPackKeys, count - kPackKeys)};
+      for (int64_t h = 0; h < heads; ++h) {
+        TileRow16 keys[2];
+        for (int i = 0; i < 2; ++i) {
+          keys[i] = {static_cast<const char*>(in_cache[i].first) + k_offset(h), in_cache[i].stride};
+          if (in_cache[i].first == nullptr || p.cache.dtype != p.dtype)
+            keys[i] = stage_keys(t, h, key + i * kPackKeys, i * kPackKeys);
+        }
+        prefetch.fetch(2 * kPackKeys * row_bytes());
+        float* scores = m.scores + h * rows * kTileKeys + key;
+        float* const tall[2] = {rows == 1 ? scores : reinterpret_cast<float*>(m.k),
+                                rows == 1 ? scores + kPackKeys : reinterpret_cast<float*>(m.k) + 256};
+        tile_fence();
+        tall_product(keys, m.q + h * rows * shape.row_steps, 4 * rows, shape.row_steps, tall, 4 * stride);
+        tile_fence();
+        if (rows == 1) continue;
+        for (int i = 0; i < 2; ++i) transpose_scores(tall[i], rows, scores + i * kPackKeys, kTileKeys);
+      }
+    }
+  }
+  TileRow16 stage_keys(const Tile& t, int64_t h, int64_t key, int64_t place) {
+    const TileRows rows_of_head{t.keys, k_offset(h)};
+    uint32_t* staged = m.staging + place * shape.row_steps;
+    for (int64_t i = 0; i < kPackKeys; ++i) {
+      stage_row(reinterpret_cast<E*>(staged + i * shape.row_steps),
+                key + i < t.count ? rows_of_head.at(key + i) : nullptr, p.cache.dtype, shape.head_dim,
+                shape.row_elements());
+    }
+    return {staged, 4 * shape.row_steps};
+  }
+
   // The same on the matrix unit, from an interleaved copy.
   void tile_values(const Tile& t, int64_t key, const KeyRange& seen, RowPrefetch& prefetch) {
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
@@ -386,6 +433,7 @@ class ItemRunner {
       const Vec factor = splat(nothing ? 0.0f : shrink / s.sum * scale_at(p.v_scale, h));
       float* row = acc + r * shape.width;
       for (int64_t j = 0; j < shape.width; j += kLanes) store(row + j, mul(load(row + j), factor));
+      Steps::order_columns(row, shape.width);
       store_head(row, token, head);
       if (p.lse != nullptr) {
         p.lse[head * p.lse_head_stride + token] = nothing ? minus_infinity() : s.maximum + ::logf(s.sum);

@@ -2,6 +2,7 @@
 #pragma once
 #include "attention_rows.h"
 #include "attention_softmax.h"
+#include "attention_tiles.h"
 #include "delta_prefill_plan.h"
 
 namespace skv::cpu::SKV_ISA {
@@ -30,10 +31,11 @@ class Carver {
     const int64_t block_rows = streams ? heads * rows : Steps::kBlockRows;
     const int64_t more_rows = Steps::kTiles && !streams ? 15 : 0;  // a tile of the matrix unit has 16
     c.take(memory.q, (heads * rows + more_rows) * shape.row_steps);
-    c.take(memory.k, (streams ? kMicroColumns : kTileKeys) * shape.row_steps);
+    c.take(memory.k, Steps::kTiles && streams ? 2 * 16 * kPackKeys
+                                              : (streams ? kMicroColumns : kTileKeys) * shape.row_steps);
     const int64_t value_keys = !streams ? kTileKeys : Steps::kTiles ? kMicroColumns : 0;
     c.take(memory.v, value_keys / Steps::kPerStep * shape.width);
-    c.take(memory.staging, kPackKeys * shape.row_steps);
+    c.take(memory.staging, (Steps::kTiles ? 2 : 1) * kPackKeys * shape.row_steps);
     c.take(memory.zeros, streams ? shape.row_steps : 0);
     c.take(memory.acc, heads * rows * shape.width);
     c.take(memory.folded, folds ? heads * rows * shape.width : 0);
