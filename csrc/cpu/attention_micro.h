@@ -73,7 +73,7 @@ struct BFloat16Steps {
   struct Session : TileSession {
     Session(int64_t rows, bool few) : TileSession(rows, few ? kFewRows : kAnyRows) {}
   };
-  static constexpr int64_t kBlockRows = 64;
+  static constexpr int64_t kBlockRows = 32;
 #else
   static constexpr bool kTiles = false;
   using Session = FloatSteps::Session;

@@ -276,8 +276,8 @@ void pack_values(const PackShape<FloatSteps>& shape, TileRows values, DType dtyp
 }
 
 #if defined(__AVX512BF16__)
-// A step is two rows, interleaved, columns as BFloat16Steps::order_columns() says; an odd last row is paired with
-// zeros, and a tile of the matrix unit is filled with them. staging: two rows.
+// A step is two rows, interleaved, columns as BFloat16Steps::order_columns() says; an odd last row is paired
+// with zeros, and a tile of the matrix unit is filled with them. staging: two rows.
 template <class F>
 void pack_values(const PackShape<BFloat16Steps>& shape, TileRows values, DType dtype, int64_t count,
                  uint32_t* dst, uint32_t* staging, F&& between) {

@@ -22,15 +22,16 @@ inline Vec logits(Vec products, const ScoreScale& scale) {
 
 // A maximum to subtract: exp(-infinity - 0) is 0 where exp(-infinity + infinity) would be NaN.
 inline float finite_maximum(float m) { return m == minus_infinity() ? 0.0f : m; }
+inline Vec finite_maximum(Vec m) { return select_less(m, splat(-3.402823466e38f), zero(), m); }
 
 struct RowState {
   float maximum, sum;
 };
 
 // Raw products [first, last) of a row, of which [begin, end) are visible -> logits in place, unless they are
-// scaled within the exponential, the others -infinity. Returns the maximum of what is there then.
+// scaled within the exponential, the others -infinity. Returns maxima of what is there then, lane by lane.
 template <class E>
-float mask_scores(float* s, int first, int last, int begin, int end, const ScoreScale& scale) {
+Vec mask_scores(float* s, int first, int last, int begin, int end, const ScoreScale& scale) {
   Vec m = splat(minus_infinity());
   const bool whole = begin <= first && end >= last;
   if (scale.within_exponential<E>()) {
@@ -42,7 +43,7 @@ float mask_scores(float* s, int first, int last, int begin, int end, const Score
       }
       m = max(m, x);
     }
-    return max_of(m);
+    return m;
   }
   for (int j = first; j < last; j += kLanes) {
     Vec x = logits(load(s + j), scale);
@@ -50,42 +51,63 @@ float mask_scores(float* s, int first, int last, int begin, int end, const Score
     store(s + j, x);
     m = max(m, x);
   }
-  return max_of(m);
+  return m;
 }
 
-// What mask_scores() left of [first, last), and its maximum -> weights exp(logit - maximum) in p (which may
-// be s). Updates the state; returns the factor by which what was accumulated before shrinks.
+// Scores [first, last) of a row -> weights exp(factor * score - m) in p (which may be s). Returns their sums.
 template <class E>
-float softmax_row(const float* s, E* p, int first, int last, float tile_maximum, const ScoreScale& scale,
-                  RowState& state) {
-  const float factor = scale.within_exponential<E>() ? scale.scale : 1.0f;
-  tile_maximum = factor * tile_maximum;
-  const float before = state.maximum;
-  const float now = before > tile_maximum ? before : tile_maximum;
-  const float m = finite_maximum(now);
+inline Vec weigh_row(const float* s, E* p, int first, int last, [[maybe_unused]] float factor, float m) {
   Vec sums = zero();
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(E) == 2) {
     const Vec scale2 = splat(factor * kLog2E), shift2 = splat(-m * kLog2E);
+#pragma GCC unroll 4
     for (int j = first; j < last; j += kLanes) {
       const Vec e = exp2_of(fma(load(s + j), scale2, shift2));
       sums = add(sums, e);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + j), (__m256i)_mm512_cvtneps_pbh(e));
     }
-  } else
-#endif
-  {
-    const Vec shift = splat(m);
-    for (int j = first; j < last; j += kLanes) {
-      const Vec e = exp_of(sub(load(s + j), shift));
-      sums = add(sums, e);
-      store(p + j, e);
-    }
+    return sums;
   }
-  const float shrink = before == m ? 1.0f : exp_of(before - m);
-  state.maximum = now;
-  state.sum = __builtin_fmaf(state.sum, shrink, sum(sums));
-  return shrink;
+#endif
+  const Vec shift = splat(m);
+  for (int j = first; j < last; j += kLanes) {
+    const Vec e = exp_of(sub(load(s + j), shift));
+    sums = add(sums, e);
+    store(p + j, e);
+  }
+  return sums;
+}
+
+// A step of the softmax of `count` rows, up to kLanes, a lane each: what mask_scores() left of [first, last)
+// and its maxima -> weights in p, rows `stride` apart in s and p. Updates the states; shrink: the factors by
+// which what was accumulated before shrinks.
+template <class E>
+void softmax_rows(const float* s, E* p, int64_t stride, int64_t count, int first, int last,
+                  const Vec (&maxima)[kLanes], const ScoreScale& scale, RowState* state, float* shrink) {
+  alignas(64) float old_maximum[kLanes], old_sum[kLanes], maximum[kLanes], factors[kLanes];
+  for (int64_t r = 0; r < kLanes; ++r) {
+    old_maximum[r] = r < count ? state[r].maximum : 0.0f;
+    old_sum[r] = r < count ? state[r].sum : 0.0f;
+  }
+  const float factor = scale.within_exponential<E>() ? scale.scale : 1.0f;
+  const Vec before = load(old_maximum);
+  const Vec tile = combine_each(maxima, [](Vec a, Vec b) { return max(a, b); });
+  const Vec now = max(before, mul(tile, splat(factor))), m = finite_maximum(now);
+  const Vec shrinks = exp_of(sub(before, m));
+  store(maximum, m);
+  Vec sums[kLanes];
+  for (int64_t r = 0; r < count; ++r)
+    sums[r] = weigh_row(s + r * stride, p + r * stride, first, last, factor, maximum[r]);
+  for (int64_t r = count; r < kLanes; ++r) sums[r] = zero();
+  const Vec sum = combine_each(sums, [](Vec a, Vec b) { return add(a, b); });
+  store(old_sum, fma(load(old_sum), shrinks, sum));
+  store(maximum, now);
+  store(factors, shrinks);
+  for (int64_t r = 0; r < count; ++r) {
+    state[r] = {maximum[r], old_sum[r]};
+    shrink[r] = factors[r];
+  }
 }
 
 // (acc, state) = merge of itself and (other, other_state). Merging what has seen nothing changes no bit.

@@ -35,8 +35,8 @@ inline void transpose_scores(const float* tall, int64_t rows, float* scores, int
     for (int i = 0; i < 8; ++i) {  // keys i and 4 + i, from 4 on 4 + i and 8 + i
       const float* key = tall + 8 * (i < 4 ? i : 4 + i);
       a[i] = _mm512_castps256_ps512(_mm256_loadu_ps(key));
-      a[i] = _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(a[i]),
-                                                 _mm256_castps_pd(_mm256_loadu_ps(key + 32)), 1));
+      a[i] = _mm512_castpd_ps(
+          _mm512_insertf64x4(_mm512_castps_pd(a[i]), _mm256_castps_pd(_mm256_loadu_ps(key + 32)), 1));
     }
   } else {
     const uint32_t* keys[kPackKeys];
@@ -67,8 +67,7 @@ inline void transpose_scores(const float* tall, int64_t rows, float* scores, int
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     store(scores + i * score_stride, _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88));
-    if (i + 4 < rows)
-      store(scores + (i + 4) * score_stride, _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd));
+    if (i + 4 < rows) store(scores + (i + 4) * score_stride, _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd));
   }
 }
 

@@ -183,7 +183,7 @@ class ItemRunner {
         stream_keys(t, key, prefetch);
       }
     }
-    for (int64_t h = 0; h < heads; ++h) softmax_rows(t, h, 0, rows, first, last, seen.end, h * rows);
+    for (int64_t h = 0; h < heads; ++h) weigh_rows(t, h, 0, rows, first, last, seen.end, h * rows);
     if constexpr (Steps::kTiles) {
       for (int64_t key = first; key < last; key += kMicroColumns) tile_values(t, key, seen, prefetch);
     } else {
@@ -326,19 +326,25 @@ class ItemRunner {
   // Products [first, last) of rows [row, row + count) -> their weights and the factors by which what was
   // accumulated before shrinks. Keys from `seen_end` on are seen by none of them. `at`: their place in
   // scores, weights and shrink.
-  void softmax_rows(const Tile& t, int64_t h, int64_t row, int64_t count, int64_t first, int64_t last,
-                    int64_t seen_end, int64_t at) {
+  void weigh_rows(const Tile& t, int64_t h, int64_t row, int64_t count, int64_t first, int64_t last,
+                  int64_t seen_end, int64_t at) {
     const ScoreScale score_scale{p.softmax_scale * scale_at(p.k_scale, h), p.softcap};
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
     const auto from = static_cast<int>(first), to = static_cast<int>(last);
-    for (int64_t r = 0; r < count; ++r) {
-      float* s = m.scores + (at + r) * kTileKeys;
-      const int64_t end = m.end[row + r] - t.first;
-      float maximum = mask_scores<E>(s, from, to, static_cast<int>(clamp(m.begin[row + r] - t.first)),
-                                     static_cast<int>(clamp(end < seen_end ? end : seen_end)), score_scale);
-      if (hide_keys(s, row + r, t, seen_end)) maximum = maximum_of(s, from, to);
-      m.shrink[at + r] = softmax_row(s, reinterpret_cast<E*>(m.weights + (at + r) * kWeightSteps), from, to,
-                                     maximum, score_scale, m.state[h * rows + row + r]);
+    for (int64_t begin = 0; begin < count; begin += kLanes) {
+      const int64_t some = count - begin < kLanes ? count - begin : kLanes;
+      float* scores = m.scores + (at + begin) * kTileKeys;
+      Vec maxima[kLanes];
+      for (int64_t i = 0; i < some; ++i) {
+        const int64_t r = row + begin + i, end = m.end[r] - t.first;
+        float* s = scores + i * kTileKeys;
+        maxima[i] = mask_scores<E>(s, from, to, static_cast<int>(clamp(m.begin[r] - t.first)),
+                                   static_cast<int>(clamp(end < seen_end ? end : seen_end)), score_scale);
+        if (hide_keys(s, r, t, seen_end)) maxima[i] = maxima_of(s, from, to);
+      }
+      for (int64_t i = some; i < kLanes; ++i) maxima[i] = zero();
+      softmax_rows(scores, reinterpret_cast<E*>(m.weights + (at + begin) * kWeightSteps), kTileKeys, some,
+                   from, to, maxima, score_scale, m.state + h * rows + row + begin, m.shrink + at + begin);
     }
   }
 
@@ -362,7 +368,7 @@ class ItemRunner {
     const int64_t panels = (seen.end + kMicroColumns - 1) / kMicroColumns;
     score_panels<Steps>(block_rows, m.q + state_row * shape.row_steps, shape.row_steps, m.k, shape.row_steps,
                         shape.steps, first_panel, panels, m.scores, kTileKeys, prefetch);
-    softmax_rows(t, h, row, block_rows, first_panel * kMicroColumns, panels * kMicroColumns, seen.end, 0);
+    weigh_rows(t, h, row, block_rows, first_panel * kMicroColumns, panels * kMicroColumns, seen.end, 0);
     constexpr int64_t kWeightSteps = kTileKeys / Steps::kPerStep;
     const int64_t first_step = first_panel * kMicroColumns / Steps::kPerStep;
     const int64_t last_step = (seen.end + Steps::kPerStep - 1) / Steps::kPerStep;
@@ -383,10 +389,10 @@ class ItemRunner {
 
   static int64_t clamp(int64_t key) { return key < 0 ? 0 : key > kTileKeys ? kTileKeys : key; }
 
-  static float maximum_of(const float* s, int first, int last) {
+  static Vec maxima_of(const float* s, int first, int last) {
     Vec x = splat(minus_infinity());
     for (int j = first; j < last; j += kLanes) x = max(x, load(s + j));
-    return max_of(x);
+    return x;
   }
 
   // What a range cannot say: skipped blocks and the tree's bits. Returns whether anything may have changed.

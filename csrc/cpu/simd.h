@@ -105,6 +105,27 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a); }
 inline float max_of(Vec a) { return _mm512_reduce_max_ps(a); }
+// Lane r = the lanes of rows[r] combined, in the order of sum().
+template <class F>
+inline Vec combine_each(const Vec (&rows)[kLanes], F&& f) {
+  Vec half[8], quarter[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const Vec a = rows[i < 4 ? i : i + 4], b = rows[i < 4 ? i + 4 : i + 8];
+    half[i] = f(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // in each quarter of the lanes a row: i, i + 4, i + 8, i + 12
+    quarter[i] =
+        f(_mm512_shuffle_f32x4(half[i], half[i + 4], 0x88), _mm512_shuffle_f32x4(half[i], half[i + 4], 0xdd));
+  }
+  const auto pairs = [&](Vec a, Vec b) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return f(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  };
+  const Vec a = pairs(quarter[0], quarter[1]), b = pairs(quarter[2], quarter[3]);
+  return f(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
 inline Vec load(const BFloat16* p) {
@@ -167,6 +188,22 @@ inline float max_of(Vec a) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+// Lane r = the lanes of rows[r] combined, in the order of sum().
+template <class F>
+inline Vec combine_each(const Vec (&rows)[kLanes], F&& f) {
+  Vec half[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    half[i] = f(_mm256_permute2f128_ps(rows[i], rows[i + 4], 0x20),
+                _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x31));
+  }
+  const auto pairs = [&](Vec a, Vec b) {
+    const __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+    return f(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+  };
+  const Vec a = pairs(half[0], half[1]), b = pairs(half[2], half[3]);
+  return f(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
 inline Vec load(const BFloat16* p) {
@@ -220,6 +257,15 @@ inline float max_of(Vec a) {
   float m = a.x[0];
   for (int i = 1; i < kLanes; ++i) m = a.x[i] > m ? a.x[i] : m;
   return m;
+}
+// Lane r = the lanes of rows[r] combined, in the order of sum().
+template <class F>
+inline Vec combine_each(const Vec (&rows)[kLanes], F&& f) {
+  Vec part[kLanes];
+  for (int r = 0; r < kLanes; ++r) {
+    for (int i = 0; i < kLanes; ++i) part[i].x[r] = rows[r].x[i];
+  }
+  return f(f(part[0], part[2]), f(part[1], part[3]));
 }
 template <class T>
 inline Vec load(const T* p) {
