@@ -196,21 +196,19 @@ inline void micro_chains(const uint32_t* a, int64_t a_stride, const uint32_t* b,
 #if defined(__AMX_BF16__)
 // c[rows][columns] of a[rows][steps] b[steps][columns]: columns and steps in whole tiles, rows as the
 // TileSession has them or padded to whole tiles.
+template <class F>
 inline void tile_products(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b,
                           int64_t b_stride, int64_t columns, int64_t steps, float* c, int64_t c_stride,
-                          bool fresh) {
-  const auto nothing = [] {};
+                          bool fresh, F&& between) {
   tile_fence();
   for (int64_t r = 0; r < rows; r += 2 * kTileSums) {
     const bool two_rows = rows - r > kTileSums;
     for (int64_t j = 0; j < columns; j += 2 * kTileSums) {
       const bool two_columns = columns - j > kTileSums;
-      const auto product = two_rows ? (two_columns ? tile_product<2, 2, decltype(nothing)&>
-                                                   : tile_product<2, 1, decltype(nothing)&>)
-                                    : (two_columns ? tile_product<1, 2, decltype(nothing)&>
-                                                   : tile_product<1, 1, decltype(nothing)&>);
+      const auto product = two_rows ? (two_columns ? tile_product<2, 2, F&> : tile_product<2, 1, F&>)
+                                    : (two_columns ? tile_product<1, 2, F&> : tile_product<1, 1, F&>);
       product(a + r * a_stride, a_stride, b + j, b_stride, steps, c + r * c_stride + j, c_stride, fresh,
-              nothing);
+              between);
     }
   }
 }
@@ -223,7 +221,8 @@ void score_panel(int64_t rows, const uint32_t* q, int64_t q_stride, const uint32
 #if defined(__AMX_BF16__)
   if constexpr (Steps::kTiles) {  // rows of q and of the panel end with zeros
     const int64_t padded = (steps + kTileSteps - 1) / kTileSteps * kTileSteps;
-    tile_products(rows, q, q_stride, b, kMicroColumns, kMicroColumns, padded, scores, score_stride, true);
+    tile_products(rows, q, q_stride, b, kMicroColumns, kMicroColumns, padded, scores, score_stride, true,
+                  [] {});
     return;
   }
 #endif

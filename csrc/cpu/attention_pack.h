@@ -283,7 +283,7 @@ void pack_values(const PackShape<BFloat16Steps>& shape, TileRows values, DType d
                  uint32_t* dst, uint32_t* staging, F&& between) {
   const bool direct = dtype == DType::kBFloat16 && shape.row_elements() == shape.head_dim;
   for (int64_t i = 0; i < count; i += 2) {
-    if (i % 16 == 0) between();
+    if (i % 4 == 0) between();
     const uint32_t* rows[2];
     for (int r = 0; r < 2; ++r) {
       const char* value = i + r < count ? values.at(i + r) : nullptr;

@@ -270,15 +270,17 @@ class ItemRunner {
           if (in_cache[i].first == nullptr || p.cache.dtype != p.dtype)
             keys[i] = stage_keys(t, h, key + i * kPackKeys, i * kPackKeys);
         }
-        prefetch.fetch(2 * kPackKeys * row_bytes());
         float* scores = m.scores + h * rows * kTileKeys + key;
         float* const tall[2] = {rows == 1 ? scores : reinterpret_cast<float*>(m.k),
                                 rows == 1 ? scores + kPackKeys : reinterpret_cast<float*>(m.k) + 256};
         tile_fence();
-        tall_product(keys, m.q + h * rows * shape.row_steps, 4 * rows, shape.row_steps, tall, 4 * stride);
+        tall_product(keys, m.q + h * rows * shape.row_steps, 4 * rows, shape.row_steps, tall, 4 * stride,
+                     [&] { prefetch.fetch(kPackKeys * 64); });
         tile_fence();
-        if (rows == 1) continue;
-        for (int i = 0; i < 2; ++i) transpose_scores(tall[i], rows, scores + i * kPackKeys, kTileKeys);
+        for (int i = 0; i < 2; ++i) {
+          prefetch.fetch(kPackKeys * row_bytes() / 2);
+          if (rows > 1) transpose_scores(tall[i], rows, scores + i * kPackKeys, kTileKeys);
+        }
       }
     }
   }
@@ -300,11 +302,11 @@ class ItemRunner {
     const int64_t padded = (count + 2 * kTileSteps - 1) / (2 * kTileSteps) * kTileSteps;
     for (int64_t h = 0; h < heads; ++h) {
       pack_values(shape, {t.values + key, v_offset(h)}, p.cache.dtype, count, m.v, m.staging,
-                  [&] { prefetch.fetch(16 * row_bytes()); });
+                  [&] { prefetch.fetch(3 * row_bytes()); });
       const int64_t row = h * rows;
       tile_products(rows, m.weights + row * kWeightSteps + key / Steps::kPerStep, kWeightSteps, m.v,
                     shape.width, shape.width, padded, m.sums + row * shape.width, shape.width,
-                    key <= seen.begin);
+                    key <= seen.begin, [&] { prefetch.fetch(512); });
     }
   }
 #endif
@@ -377,7 +379,7 @@ class ItemRunner {
       const int64_t steps = (last_step - first_step + kTileSteps - 1) / kTileSteps * kTileSteps;
       prefetch.issue(64);
       tile_products(block_rows, m.weights + first_step, kWeightSteps, m.v + first_step * shape.width,
-                    shape.width, shape.width, steps, m.sums, shape.width, true);
+                    shape.width, shape.width, steps, m.sums, shape.width, true, [] {});
       add_sums(m.acc + state_row * shape.width, block_rows);
       return;
     }

@@ -26,6 +26,8 @@ constexpr int32_t kKind = 1;
 
 constexpr int64_t kFewRows = 32;      // up to here one item takes several KV heads: memory is read as it lies
 constexpr int64_t kMinItemTiles = 8;  // of one KV head: less is not worth an item
+constexpr int64_t kFewRowsItems = 8;  // of a thread: those that are slowed down take fewer
+constexpr int64_t kMinFewRowsTiles = 4;  // where that makes items shorter
 constexpr int64_t kMaxChunkRows = 384;   // the accumulators of an item stay in the L2 cache
 constexpr int64_t kMinChunkRows = 96;    // fewer rows do not pay for packing the KV once more
 constexpr int64_t kSmallWork = 1 << 18;  // multiply-adds below which one thread is faster
@@ -83,6 +85,8 @@ void make_schedule(const Lengths& s, int64_t num_threads, int32_t* entries) {
       split = std::max<int64_t>(1, div_up(s.tiles(b), s.num_splits));
     } else if (num_threads > 1 && share < seen * heads) {
       split = div_up(seen, std::min(seen, div_up(seen * heads, share)));
+      const int64_t finer = tiles / (kFewRowsItems * num_threads * heads);
+      if (few_rows(s.rows(b))) split = std::min(split, std::max(kMinFewRowsTiles, finer));
     }
     entries[2 * b + 1] = static_cast<int32_t>(split);
   }

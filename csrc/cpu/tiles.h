@@ -80,19 +80,21 @@ inline void tile_product(const uint32_t* a, int64_t a_stride, const uint32_t* b,
 }
 
 // The transposes of few rows: c[32][rows] = a[32][steps] b[steps][rows], a 16 by 16 from two places. Steps in
-// whole tiles; strides in bytes.
+// whole tiles; strides in bytes. between() is called once every kTileSteps steps.
 struct TileRow16 {
   const void* first;
   int64_t stride;
 };
+template <class F>
 inline void tall_product(const TileRow16 (&a)[2], const uint32_t* b, int64_t b_stride, int64_t steps,
-                         float* const (&c)[2], int64_t c_stride) {
+                         float* const (&c)[2], int64_t c_stride, F&& between) {
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t s = 0; s < steps; s += kTileSteps) {
     _tile_loadd(5, static_cast<const char*>(static_cast<const void*>(b)) + s * b_stride, b_stride);
     _tile_loadd(6, static_cast<const char*>(a[0].first) + 4 * s, a[0].stride);
     _tile_loadd(7, static_cast<const char*>(a[1].first) + 4 * s, a[1].stride);
+    between();
     _tile_dpbf16ps(2, 6, 5);
     _tile_dpbf16ps(3, 7, 5);
   }
