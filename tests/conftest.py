@@ -3,6 +3,9 @@
 import os
 import sysconfig
 
+# Threads that have nothing to do leave their core to what runs in the background. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import background
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """How the ops are registered: schemas as promised, opcheck, torch.compile, and every instruction set of the CPU."""
 
+import functools
 import os
 import pathlib
 import platform
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import background
 import pytest
 import torch
 from backends import BACKENDS
@@ -174,18 +176,34 @@ NEEDS["amx"] = NEEDS["avx512_bf16"] | {"amx_tile", "amx_bf16"}
 OWN = [isa for isa, flags in NEEDS.items() if X86 and cpu_flags() >= flags][-1:]  # what a process takes by itself
 
 
-@pytest.mark.skipif(not any(b.name == "cpu" for b in BACKENDS), reason="not the CPU backend")
-@pytest.mark.parametrize("isa", ISAS)
-def test_each_instruction_set(isa):
-    """A condensed run of all op tests in a process that is held to one instruction set."""
-    if not cpu_flags() >= NEEDS[isa] or (isa != "portable" and not X86):
-        pytest.skip("this processor lacks it")
-    if isa in OWN and "STATEFUL_KV_CPU_ISA" not in os.environ:
-        pytest.skip("all other tests have it")
+def condensed_run(isa):
     env = os.environ | {"STATEFUL_KV_CPU_ISA": isa, "STATEFUL_KV_TEST_BACKENDS": "cpu"}
     files = sorted({str(f) for stem in (*CALLS, "op_errors") for f in TESTS.glob(f"test_{stem}*.py")})
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "each_isa", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1200)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=TESTS.parent, timeout=1800)
+
+
+def why_not(isa):
+    if not any(b.name == "cpu" for b in BACKENDS):
+        return "not the CPU backend"
+    if not cpu_flags() >= NEEDS[isa] or (isa != "portable" and not X86):
+        return "this processor lacks it"
+    if isa in OWN and "STATEFUL_KV_CPU_ISA" not in os.environ:
+        return "all other tests have it"
+    return None
+
+
+def in_background(items):
+    chosen = [item.callspec.params["isa"] for item in items if item.originalname == "test_each_instruction_set"]
+    return {("isa", isa): functools.partial(condensed_run, isa) for isa in chosen if not why_not(isa)}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_each_instruction_set(isa):
+    """A condensed run of all op tests in a process that is held to one instruction set."""
+    if reason := why_not(isa):
+        pytest.skip(reason)
+    done = background.result(("isa", isa))
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 200, done.stdout[-500:]
 
