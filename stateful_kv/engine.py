@@ -45,6 +45,10 @@ class Engine:
     before. Answers are the same. Steps of long deltas, of a full pool or with drafts from other conversations are the
     host's as before. Its drafts are chains: branches are refused.
 
+    cascade: whether a prefix that neighbours of a batch share is read once for all of them (ops.delta_prefill_grouped)
+    where a model of the costs says that it pays; None = on CUDA, unless deterministic. It excludes deterministic, whose
+    bits must not depend on what a row shares; where it is True, deterministic=None is False.
+
     response_cache: how many answers to keep for prompts that come again: the same tokens in the same namespace, greedy
     or with the same seed, and the same parameters. Such a turn is not computed (TurnStats.from_response_cache); its KV
     is when a later turn needs it. 0 = none. stats() counts response_hits, response_misses and response_tokens.
@@ -62,6 +66,7 @@ class Engine:
         max_seqs: int = 64,
         eviction: str = "lru",
         deterministic: bool | None = None,
+        cascade: bool | None = None,
         device_loop: bool = False,
         response_cache: int = 0,
     ):
@@ -82,8 +87,10 @@ class Engine:
             )
         draft = speculation or PromptLookup()
         if deterministic is None:
-            deterministic = model.device.type == "cpu" and draft.branches == 0
+            deterministic = model.device.type == "cpu" and draft.branches == 0 and not cascade
         self.deterministic = bool(deterministic)
+        if cascade and self.deterministic:
+            raise ValueError("Engine: cascade is True, expected False or None where deterministic is True")
         _require_trees_fit(draft, model, self.deterministic, device_loop)
         if self.deterministic:
             model = model.row_independent()
@@ -110,6 +117,9 @@ class Engine:
         num_splits = -1 if self.deterministic else 0
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime, num_splits)
         self._loop.is_timed = speculation is not None and speculation.adaptive
+        # Not on the CPU unless asked for: 2 to 8 sequences sharing up to 1024 tokens were slower there.
+        by_device = model.device.type == "cuda" and not self.deterministic
+        self._loop.shares_spans = by_device if cascade is None else bool(cascade)
         if device_loop:
             self._loop.device_loop = DeviceLoop(
                 model, self._loop.cache, self._runtime, self._loop.planned, draft,

@@ -24,7 +24,7 @@ from torch import Tensor
 from . import ops
 from .models import Decoder
 from .models.decoder import Buffers, DecoderConfig
-from .prefix_groups import Spans, groups_that_pay
+from .prefix_groups import COSTS, Spans, groups_that_pay
 from .runtime import Runtime
 
 if TYPE_CHECKING:
@@ -213,9 +213,7 @@ class Loop:
 
     def __init__(self, model: Decoder, cache: KVCache, runtime: Runtime, num_splits: int = 0):
         self.model, self.cache, self.runtime, self.num_splits = model, cache, runtime, num_splits
-        # Whether prefixes that neighbours of a batch share are read once for all of them: not where a row's bits must
-        # not depend on what it shares, nor on the CPU, where 2 to 8 sequences sharing up to 1024 tokens were slower.
-        self.shares_spans = model.device.type == "cuda" and num_splits >= 0
+        self.shares_spans = False  # whether prefixes that neighbours of a batch share are read once for all of them
         self.grouped_steps = 0
         self.is_timed = False  # whether the runtime is told how long steps take, to choose draft lengths by
         self.rows_fed = 0  # counted where rows enter the model
@@ -303,6 +301,7 @@ class Loop:
         found = groups_that_pay(
             host["block_table"][: plan.num_seqs].numpy(), new_tokens, host["seqused_k"][: plan.num_seqs].numpy(),
             self.cache.keys[0].size(1), (c.num_heads, c.num_kv_heads, c.head_dim), self.model.dtype.itemsize,
+            COSTS[self.model.device.type],
         )  # fmt: skip
         if found is None:
             return None

@@ -12,24 +12,37 @@ from torch import Tensor
 
 from . import ops
 
-# A model of an H200, to be replaced by measurements: what two more launches and the merge cost beside the rows' bytes.
-BYTES_PER_SECOND = 4.3e12
-SECONDS_PER_CALL = 12e-6
-RIDGE_ROWS = 184  # of a KV head, above which keys and values are not what a call waits for
+
+class Costs(NamedTuple):
+    """What decides whether a group pays, of one device."""
+
+    bytes_per_second: float  # of KV
+    seconds_per_call: float  # of two more calls and the merge, beside the rows' bytes
+    ridge_rows: int  # of a KV head, above which keys and values are not what a call waits for
+
+
+# Models, to be replaced by measurements: of an H200, and of two cores of a server.
+COSTS = {"cuda": Costs(4.3e12, 12e-6, 184), "cpu": Costs(2e10, 1e-4, 16)}
 
 
 def grouping_pays(
-    new_tokens: list[int], shared_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, cell_bytes: int = 2
+    new_tokens: list[int],
+    shared_tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    cell_bytes: int = 2,
+    costs: Costs = COSTS["cuda"],
 ) -> bool:
     """Whether a group of sequences with that many new tokens each should read `shared_tokens` together.
 
-    Without groups a span is read once for each sequence, by rows too few to keep the tensor cores busy; with them once,
+    Without groups a span is read once for each sequence, by rows too few to keep the multipliers busy; with them once,
     and every row's result is written and read twice more.
     """
-    few = [n for n in new_tokens if n * (num_heads // num_kv_heads) < RIDGE_ROWS]
+    few = [n for n in new_tokens if n * (num_heads // num_kv_heads) < costs.ridge_rows]
     saved = max(len(few) - 1, 0) * shared_tokens * 2 * num_kv_heads * head_dim * cell_bytes
     added = sum(new_tokens) * num_heads * (head_dim * 2 + 4) * 4
-    return saved - added > SECONDS_PER_CALL * BYTES_PER_SECOND
+    return saved - added > costs.seconds_per_call * costs.bytes_per_second
 
 
 class Group(NamedTuple):
@@ -89,6 +102,7 @@ def groups_that_pay(
     block_size: int,
     shapes: tuple[int, int, int],
     cell_bytes: int,
+    costs: Costs = COSTS["cuda"],
 ) -> tuple[list[int], list[int], int] | None:
     """What delta_prefill_grouped is to be told of a batch: cu_groups, shared_blocks and the most new tokens of a group;
     None where nothing that neighbours share is worth it. shapes: query heads, KV heads, head_dim."""
@@ -98,7 +112,7 @@ def groups_that_pay(
     cu_groups, shared_blocks, most, pays = [0], [], 1, False
     for begin, end, shared in groups:
         new = new_tokens[begin:end].tolist()
-        if shared and grouping_pays(new, shared * block_size, *shapes, cell_bytes):
+        if shared and grouping_pays(new, shared * block_size, *shapes, cell_bytes, costs):
             cu_groups.append(end)
             shared_blocks.append(shared)
             most, pays = max(most, sum(new)), True

@@ -8,7 +8,7 @@ from backends import FLOATS, FP8
 from cases import assert_close, random_tree
 
 import stateful_kv as skv
-from stateful_kv.prefix_groups import grouping_pays
+from stateful_kv.prefix_groups import COSTS, grouping_pays
 
 # Groups of sequences: new tokens and tokens in the cache of each, leading blocks that they share.
 GROUPS = {
@@ -123,3 +123,6 @@ def test_grouping_pays_where_much_is_read_by_few_rows():
     assert not grouping_pays([1] * 8, 64, **shape)
     assert not grouping_pays([2048] * 8, 4096, **shape)  # waits for the tensor cores, not for memory
     assert not grouping_pays([40] * 2, 4096, **shape)
+    cpu = shape | {"costs": COSTS["cpu"]}
+    assert grouping_pays([1, 1], 2048, **cpu)
+    assert not grouping_pays([4] * 8, 4096, **cpu)  # sixteen rows of a KV head keep its multipliers busy

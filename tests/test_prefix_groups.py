@@ -100,8 +100,7 @@ def test_answers_are_the_same_with_shared_spans_read_once(checkpoint, name, has_
     plain = skv.Engine.from_pretrained(checkpoint[name], **options)
     expected = answers(plain)
     assert not calls and not plain._loop.grouped_steps
-    engine = skv.Engine.from_pretrained(checkpoint[name], **options)
-    engine._loop.shares_spans = True
+    engine = skv.Engine.from_pretrained(checkpoint[name], cascade=True, **options)
     assert answers(engine) == expected
     layers = sum(layer.window_left < 0 for layer in engine.model.layers)
     assert engine._loop.grouped_steps > 5 and len(calls) == layers * engine._loop.grouped_steps
@@ -111,3 +110,7 @@ def test_answers_are_the_same_with_shared_spans_read_once(checkpoint, name, has_
 def test_an_engine_whose_bits_must_not_depend_on_sharing_does_not_share(checkpoint):
     engine = skv.Engine.from_pretrained(checkpoint["llama3"], num_blocks=64, deterministic=True)
     assert not engine._loop.shares_spans
+    with pytest.raises(ValueError, match="cascade is True, expected False or None where deterministic is True"):
+        skv.Engine.from_pretrained(checkpoint["llama3"], num_blocks=64, deterministic=True, cascade=True)
+    engine = skv.Engine.from_pretrained(checkpoint["llama3"], num_blocks=64, cascade=True)
+    assert engine._loop.shares_spans and not engine.deterministic

@@ -2,7 +2,8 @@
 
 Variants: `whole`; `no_speculation`; `no_tree` (agents share no prefixes; each keeps its own); `no_reuse` (every turn
 computes its whole context); `complete` (a stateless client: whole prompts, prefixes found in the tree); `fixed`
-(drafts of one length); `fast` (deterministic=False); `turns` (eviction for agents that take turns).
+(drafts of one length); `fast` (deterministic=False); `cascade` (prefixes that agents share read once a step, which
+excludes deterministic and is off on a CPU by default); `turns` (eviction for agents that take turns).
 "`fast+no_speculation`" combines them.
 """
 
@@ -10,7 +11,7 @@ import sys
 
 from contestant import Answer, Contestant, Turn, serve
 
-PARTS = ("whole", "no_speculation", "no_tree", "no_reuse", "complete", "fixed", "fast", "turns")
+PARTS = ("whole", "no_speculation", "no_tree", "no_reuse", "complete", "fixed", "fast", "cascade", "turns")
 
 
 class StatefulKV(Contestant):
@@ -34,6 +35,7 @@ class StatefulKV(Contestant):
             speculation=None if "no_speculation" in parts else skv.PromptLookup(adaptive="fixed" not in parts),
             eviction="turns" if "turns" in parts else "lru",
             deterministic=False if "fast" in parts else None,
+            cascade="cascade" in parts or None,
         )
         self.engine = skv.Engine.from_pretrained(cell["checkpoint"], dtype=getattr(torch, cell["dtype"]), **options)
         self.sessions: dict = {}

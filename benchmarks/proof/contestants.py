@@ -56,6 +56,7 @@ CONTESTANTS = {
         Contestant("ours-fixed", "ours, drafts of one length", _OURS, "fixed", speculates=True),
         Contestant("ours-fast", "ours, not deterministic, no speculation", _OURS, "fast+no_speculation"),
         Contestant("ours-fast-lookup", "ours, not deterministic", _OURS, "fast", speculates=True),
+        Contestant("ours-cascade", "ours, shared prefixes read once, no speculation", _OURS, "cascade+no_speculation"),
         Contestant("ours-turns", "ours, eviction by turns", _OURS, "turns", speculates=True),
         Contestant("ours-complete", "ours, stateless client", _OURS, "complete", speculates=True),
         Contestant("ours-no-tree", "ours, no tree", _OURS, "no_tree", speculates=True, is_ablation=True),

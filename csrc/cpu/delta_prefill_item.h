@@ -266,9 +266,11 @@ class ItemRunner {
       for (int64_t h = 0; h < heads; ++h) {
         TileRow16 keys[2];
         for (int i = 0; i < 2; ++i) {
-          keys[i] = {static_cast<const char*>(in_cache[i].first) + k_offset(h), in_cache[i].stride};
-          if (in_cache[i].first == nullptr || p.cache.dtype != p.dtype)
+          if (in_cache[i].first == nullptr || p.cache.dtype != p.dtype) {
             keys[i] = stage_keys(t, h, key + i * kPackKeys, i * kPackKeys);
+          } else {
+            keys[i] = {static_cast<const char*>(in_cache[i].first) + k_offset(h), in_cache[i].stride};
+          }
         }
         float* scores = m.scores + h * rows * kTileKeys + key;
         float* const tall[2] = {rows == 1 ? scores : reinterpret_cast<float*>(m.k),
