@@ -217,10 +217,11 @@ class Engine:
 
     def stats(self) -> dict[str, int]:
         """Counters and the state of the pool: rows_fed (rows that entered the model), steps, blocks_copied, tree_steps
-        (steps in which some drafts were a tree), and all of runtime.Runtime.stats()."""
+        (steps in which some drafts were a tree), grouped_steps (in which shared prefixes were read once), and all of
+        runtime.Runtime.stats()."""
         loops = [self._loop, *filter(None, [self._loop.device_loop])]
         own = {name: sum(getattr(loop, name) for loop in loops) for name in ("rows_fed", "steps", "blocks_copied")}
-        own["tree_steps"] = self._loop.tree_steps
+        own["tree_steps"], own["grouped_steps"] = self._loop.tree_steps, self._loop.grouped_steps
         return {**self._runtime.stats(), **own, **self._responses.stats()}
 
     def score(self, tokens: Tokens) -> Tensor:

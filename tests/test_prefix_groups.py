@@ -99,11 +99,12 @@ def test_answers_are_the_same_with_shared_spans_read_once(checkpoint, name, has_
     options = {"num_blocks": 128, "block_size": 8, "deterministic": False}
     plain = skv.Engine.from_pretrained(checkpoint[name], **options)
     expected = answers(plain)
-    assert not calls and not plain._loop.grouped_steps
+    assert not calls and not plain.stats()["grouped_steps"]
     engine = skv.Engine.from_pretrained(checkpoint[name], cascade=True, **options)
     assert answers(engine) == expected
     layers = sum(layer.window_left < 0 for layer in engine.model.layers)
-    assert engine._loop.grouped_steps > 5 and len(calls) == layers * engine._loop.grouped_steps
+    grouped = engine.stats()["grouped_steps"]
+    assert grouped > 5 and len(calls) == layers * grouped
     assert len({s.schedules[0] is None for s in calls}) == 1 and (calls[0].schedules[0] is None) is not has_schedule
 
 

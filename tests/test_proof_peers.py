@@ -77,7 +77,7 @@ def ours(checkpoint):
     from with_stateful_kv import PARTS, StatefulKV
 
     made = {}
-    for variant in (*PARTS, "fast+no_speculation"):
+    for variant in (*PARTS, "fast+no_speculation", "cascade+fast+no_speculation"):
         made[variant] = run(StatefulKV(cell(checkpoint=checkpoint, variant=variant)), {})
     return made
 
@@ -107,6 +107,23 @@ def test_variants_compute_what_they_promise(ours):
 def test_times_are_in_order_and_a_burst_shares_its_beginning(ours):
     for row in ours["whole"]:
         assert 0 < row["ttft_s"] <= row["turn_s"]
+
+
+def test_steps_are_counted_from_the_start_and_those_with_shared_prefixes_apart(checkpoint, monkeypatch):
+    from with_stateful_kv import StatefulKV
+
+    from stateful_kv import prefix_groups
+
+    monkeypatch.setattr(prefix_groups, "grouping_pays", lambda new, *a: True)
+    counts = {}
+    for variant in ("fast+no_speculation", "cascade+fast+no_speculation"):
+        contestant = StatefulKV(cell(checkpoint=checkpoint, variant=variant))
+        answers = [[row["tokens"] for row in run(contestant, {})] for _ in range(2)]
+        counts[variant] = (contestant.counts(), answers)
+    (plain, expected), (cascade, found) = counts.values()
+    assert plain == dict(steps=5 * 12, grouped_steps=0)
+    # Those of the first burst. In the last step agent 1's idle row lies between the two: only neighbours are grouped.
+    assert cascade == dict(steps=5 * 12, grouped_steps=12) and found == expected
 
 
 def test_an_unknown_variant_is_refused(checkpoint):

@@ -62,6 +62,10 @@ class Contestant:
         """Calls first_token() when the first token of the answer is there; the seconds of its result are not read."""
         raise NotImplementedError
 
+    def counts(self) -> dict[str, int]:
+        """What the engine counted since start(), beyond what answers say."""
+        return {}
+
     def take(self, turns: list[Turn]) -> list[Answer]:
         begin, answers = self.clock(), []
         for turn in turns:
@@ -140,5 +144,6 @@ def serve(make) -> None:
     begin = time.perf_counter()
     rows = Run(contestant, cell, workload).go()
     facts = dict(version=contestant.version, wall_s=time.perf_counter() - begin, peak_mb=peak_mb(), **ready)
+    facts.update(counts=contestant.counts())
     settings = {k: v for k, v in cell.items() if k not in ("script", "workload", "checkpoint")}
     out.write_text(json.dumps(dict(cell=settings, **facts, rows=rows)) + "\n")

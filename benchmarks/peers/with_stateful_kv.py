@@ -46,6 +46,11 @@ class StatefulKV(Contestant):
         self.sessions = {}
         runtime = self.engine._runtime
         runtime.evict(runtime.stats()["num_blocks"])  # or the warm-up's prefix would be found
+        self.before = self.engine.stats()
+
+    def counts(self) -> dict[str, int]:
+        now = self.engine.stats()
+        return {name: now[name] - self.before[name] for name in ("steps", "grouped_steps")}
 
     def _session(self, turn: Turn):
         """The agent's session and what is new to it."""
