@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import report
 from benchmarks.proof import cells, contestants, judge, models, plots, summary
 from benchmarks.proof.cells import Cell
+from benchmarks.workloads import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -101,20 +103,9 @@ def checkpoint(tmp_path_factory):
     models.FOLDER = folder
 
 
-def test_the_judge_finds_a_wrong_token_and_where_it_stands(checkpoint):
-    reference = judge.Reference(checkpoint)
-    talk, answers = list(range(7, 47)), []
-    for turn in range(3):
-        begin = len(talk)
-        for _ in range(6):
-            talk.append(argmax(reference, talk))
-        answers.append((begin, len(talk), turn))
-        talk += [100 + turn, 200]
-    assert reference.differences(talk, answers) == []
-    begin = answers[1][0]
-    wrong = [*talk[: begin + 2], (talk[begin + 2] + 1) % 2560, *talk[begin + 3 :]]
-    found = reference.differences(wrong, answers)
-    assert (found[0]["turn"], found[0]["token"]) == (1, 2) and found[0]["gap"] > 0
+@pytest.fixture(scope="module")
+def reference(checkpoint):
+    return judge.Reference(checkpoint)
 
 
 def argmax(reference, talk):
@@ -123,12 +114,137 @@ def argmax(reference, talk):
         return int(reference.model(input_ids=torch.tensor([talk])).logits[0, -1].argmax())
 
 
+def greedy(reference, talk, length):
+    """The conversation with a greedy answer behind it."""
+    talk = list(talk)
+    for _ in range(length):
+        talk.append(argmax(reference, talk))
+    return talk
+
+
+def other(token):
+    return (token + 1) % models.SHAPES["tiny"]["vocab_size"]
+
+
+def test_the_judge_finds_a_wrong_token_and_where_it_stands(reference):
+    talk = greedy(reference, range(7, 47), 6)
+    second = greedy(reference, [*talk, 101, 200], 6)
+    assert reference.differences(talk, 40) == reference.differences(second, 48) == []
+    wrong = [*second[:50], other(second[50]), *second[51:]]
+    found = reference.differences(wrong, 48)
+    assert found[0][0] == 2 and found[0][1] > 0
+
+
+def test_what_the_reference_has_read_leaves_no_trace(checkpoint, reference):
+    """Conversations that part, go on and come back, in any order, against one that has read nothing before."""
+    rng, talks = random.Random(1), [list(range(5, 65))]
+    for _ in range(6):
+        talk = talks[rng.randrange(len(talks))]
+        talks.append(talk[: rng.randrange(20, len(talk))] + [rng.randrange(2560) for _ in range(rng.randrange(9, 30))])
+    asked = [(talk, len(talk) - 4) for talk in talks] + [(talk[:30], 12) for talk in talks]
+    rng.shuffle(asked)
+    for talk, begin in asked:
+        fresh = judge.Reference(checkpoint).differences(talk, begin)
+        found = reference.differences(talk, begin)
+        assert [i for i, _ in found] == [i for i, _ in fresh]
+        assert [gap for _, gap in found] == pytest.approx([gap for _, gap in fresh], abs=1e-4)
+
+
+def scripted_turn(agent, delta, fork_of=None):
+    return dict(agent=agent, delta=delta, answer=2, fork_of=fork_of)
+
+
+def scripted_row(step, agent, tokens):
+    return dict(step=step, agent=agent, tokens=tokens)
+
+
 def test_conversations_are_rebuilt_with_forks_and_scripts():
-    turn = lambda agent, delta, fork_of=None: dict(agent=agent, delta=delta, answer=2, fork_of=fork_of)  # noqa: E731
-    work = dict(steps=[[turn(0, [1, 2])], [turn(1, [3], fork_of=0)], [turn(0, [4])]])
-    row = lambda step, agent, tokens: dict(step=step, agent=agent, tokens=tokens)  # noqa: E731
-    talks = judge.spans(work, [row(0, 0, [8, 8]), row(2, 0, [9, 9])], [[5, 5], [6, 6], [7, 7]])
-    assert talks == [([1, 2, 8, 8, 4, 9, 9], [(2, 4, 0), (5, 7, 2)]), ([1, 2, 8, 8, 3, 6, 6], [])]
+    work = dict(steps=[[scripted_turn(0, [1, 2])], [scripted_turn(1, [3], fork_of=0)], [scripted_turn(0, [4])]])
+    found = judge.turns(work, [scripted_row(0, 0, [8, 8]), scripted_row(2, 0, [9, 9])], [[5, 5], [6, 6], [7, 7]])
+    assert [(t.step, t.agent, t.begin, t.tokens) for t in found] == [
+        (0, 0, 2, [1, 2, 8, 8]),
+        (2, 0, 5, [1, 2, 8, 8, 4, 9, 9]),
+    ]
+
+
+def test_a_fork_begins_as_its_parent_was_before_the_step():
+    work = dict(steps=[[scripted_turn(0, [1])], [scripted_turn(0, [2]), scripted_turn(1, [3], fork_of=0)]])
+    work["steps"].append([scripted_turn(1, [4]), scripted_turn(0, [5])])
+    places = [(0, 0), (1, 0), (1, 1), (2, 1), (2, 0)]
+    found = judge.turns(work, [scripted_row(*place, [60 + i] * 2) for i, place in enumerate(places)], None)
+    assert [(t.step, t.agent) for t in found] == places
+    assert found[2].tokens == [1, 60, 60, 3, 62, 62]
+    assert found[3].tokens == [*found[2].tokens, 4, 63, 63] and found[3].begin == 7
+    assert found[4].tokens == [1, 60, 60, 2, 61, 61, 5, 64, 64]
+
+
+def test_a_sample_is_whole_conversations_and_the_same_every_time():
+    judged = [judge.Judged(step, agent, 1, [step, agent]) for step in range(4) for agent in range(5)]
+    assert judge.sample(judged, None) == judge.sample(judged, 20) == judged
+    chosen = judge.sample(judged, 10)
+    assert len(chosen) == 10 and chosen == judge.sample(judged, 10) == [t for t in judged if t in chosen]
+    of_agent = sorted(sum(t.agent == agent for t in chosen) for agent in range(5))
+    assert of_agent == [0, 0, 2, 4, 4]
+    assert judge.sample(judged, 10, seed=1) != chosen
+
+
+def answered(workload, answer):
+    """A cell in which answer(context, turn) answered every turn."""
+    rows, script = [], [[0] * t["answer"] for step in workload["steps"] for t in step]
+    for index, step in enumerate(workload["steps"]):
+        for t in step:
+            rows.append(dict(step=index, agent=t["agent"], tokens=[0] * t["answer"]))
+            context = judge.turns(workload, rows, script)[-1]
+            rows[-1]["tokens"] = answer(context.tokens[: context.begin], t)
+    return dict(cell=dict(model="tiny"), rows=rows)
+
+
+@pytest.fixture
+def forked(monkeypatch, tmp_path):
+    """An orchestrator, three forks at once that share nothing with it after that, and the orchestrator again."""
+    steps = [[scripted_turn(0, list(range(9, 40)))]]
+    steps.append([scripted_turn(a, [50 + a, 3, 4], fork_of=0) for a in (1, 2, 3)])
+    steps.append([scripted_turn(a, [70 + a, 5]) for a in (3, 0, 1)])
+    path = tmp_path / "work.json"
+    path.write_text(json.dumps(dict(steps=steps)))
+    monkeypatch.setattr(files, "ensure", lambda name, checkpoint: path)
+    return dict(steps=steps)
+
+
+def test_forks_and_bursts_are_judged_and_what_they_share_is_read_once(checkpoint, reference, forked, tmp_path):
+    group = tmp_path / "fan_out_tiny_float32"
+    right = answered(forked, lambda context, t: greedy(reference, context, t["answer"])[len(context) :])
+    calls = []
+
+    def wrong_once(context, t):
+        tokens = greedy(reference, context, t["answer"])[len(context) :]
+        calls.append(t)
+        return [tokens[0], other(tokens[1])] if len(calls) == 3 else tokens  # agent 2's, as it is forked
+
+    group.mkdir()
+    wrong = answered(forked, wrong_once)
+    for name, cell in {"ours.0": right, "ours-plain.0": right, "ours.1": wrong, "vllm.0": wrong}.items():
+        (group / f"{name}.json").write_text(json.dumps(cell))
+    lines = []
+    verdicts = judge.judge(group, checkpoint, on_line=lines.append)
+    everything = dict(turns=7, of_turns=7, tokens=14)
+    assert verdicts["ours-plain"] == dict(differ=0, largest_gap=0.0, at=[], repetitions_differ=0, **everything)
+    assert verdicts["ours"] == verdicts["ours-plain"] | dict(repetitions_differ=1)
+    found = verdicts["vllm"]
+    assert found["differ"] == 1 and found["at"] == [dict(turn=1, agent=2, token=1, gap=found["largest_gap"])]
+    assert found["largest_gap"] > 0
+    assert len(lines) == 8  # seven, and agent 2's other answer
+    assert judge.judge(group, checkpoint, on_line=pytest.fail) == verdicts
+    some = judge.judge(group, checkpoint, limit=3, on_line=pytest.fail)
+    assert {(v["turns"], v["of_turns"], v["tokens"]) for v in some.values()} == {(3, 7, 6)}
+
+
+def test_the_reference_reads_a_shared_beginning_once(checkpoint):
+    judged = [[*range(5, 105), *range(200 + 9 * i, 209 + 9 * i)] for i in range(4)]
+    reference = judge.Reference(checkpoint)
+    for tokens in judged:
+        reference.differences(tokens, 105)
+    assert reference.num_read == 100 + 4 * 8  # without each answer's last token
 
 
 # ---- cells ----
@@ -187,7 +303,8 @@ def test_the_page_begins_with_losses_and_needs_nothing_else(tmp_path):
         },
     )
     machine = dict(processor="P", commit="c", date="d")
-    verdicts = {"llama": dict(tokens=12, differ=1, largest_gap=0.25, at=[dict(turn=0, token=1, gap=0.25)])}
+    place = dict(turn=0, agent=0, token=1, gap=0.25)
+    verdicts = {"llama": dict(tokens=12, differ=1, largest_gap=0.25, at=[place], repetitions_differ=2)}
     result = summary.summarize(group, verdicts, {"vllm": "No module named 'vllm'"})
     page = report.page([dict(machine=machine, workload="six_turns", title="six", **result)])
     loss = page.index("takes 0.90 of the time of ours, no speculation at the median turn")

@@ -78,8 +78,9 @@ def results(args, skipped: dict[str, str]) -> None:
     for workload in args.workload:
         group = args.cells / cells.Cell(workload, args.model, args.dtype, "", 0, args.clock).group
         if not group.exists():
+            print(f"NOT RUN: {group.name}", file=sys.stderr)
             continue
-        verdicts = {} if args.no_judge else judge.all_verdicts(group, args.model)
+        verdicts = {} if args.no_judge else judge.all_verdicts(group, args.model, args.judge_turns)
         condensed = summary.summarize(group, verdicts, skipped)
         condensed = dict(
             workload=workload, title=files.make(workload, models.checkpoint(args.model)).title, **condensed
@@ -105,6 +106,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a cell is given up")
     parser.add_argument("--settle", type=float, default=0.5, help="seconds of rest between cells")
     parser.add_argument("--no-judge", action="store_true", help="results without comparing answers to the reference")
+    parser.add_argument(
+        "--judge-turns", type=int, metavar="N", help="judge N turns of each workload, drawn with a seed"
+    )
     parser.add_argument("--cells", type=pathlib.Path, default=cells.FOLDER)
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args()
