@@ -4,7 +4,10 @@ import json
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks.proof import tables
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
@@ -269,7 +272,8 @@ def proof() -> list[str]:
             ratio = r["to_plain"] or {"turn": None, "wall": None}
             numbers = ((r["turn_ms"], ".0f"), (r["ttft_ms"], ".0f"), (r["wall_s"], ".1f"), (ratio["turn"], ".2f"))
             numbers += ((ratio["wall"], ".2f"), (r["acceptance"], ".0%"))
-            rows.append([r["title"], *("" if x is None else format(x, form) for x, form in numbers)])
+            cells = [tables.number(x, form) for x, form in numbers]
+            rows.append([r["title"], *cells, tables.verdict(r["verdict"])])
         heads = [
             "contestant",
             "turn ms",
@@ -278,14 +282,30 @@ def proof() -> list[str]:
             "turn / ours plain",
             "all / ours plain",
             "accepted",
+            "greedy",
         ]
         threads = f"{s['threads']} thread{'s' if s['threads'] > 1 else ''}"
         parts.append(
             f"{result['title']}, {s['model']}, **{s['dtype']}**, {threads}, {clock}, contexts to {s['max_context']:,} "
             f"tokens; at the median turn or in all a peer is faster in {losses} comparisons "
             f"({source(result, path.stem)}):\n\n{table(heads, rows)}"
+            + tables.sentence("\n\nNot run: ", tables.not_measured(result))
         )
-    return parts
+    return [*parts, ablation()]
+
+
+def ablation() -> str:
+    """One mechanism changed at a time, all workloads in one table."""
+    results = [load(path.stem) for path in sorted(RESULTS.glob("proof_*.json"))]
+    heads = ["workload", *(m.change for m in tables.MECHANISMS)]
+    rows = [[r["title"], *(tables.changed(r, m) for m in tables.MECHANISMS)] for r in results]
+    marked = any(tables.MARK in cell for row in rows for cell in row)
+    return (
+        "What each mechanism is worth: the time with one of them changed to the time without the change, at the median "
+        f"turn and in all, from the same files:\n\n{table(heads, rows)}"
+        + (f"\n\n{tables.MARK_SAYS}." if marked else "")
+        + tables.sentence("\n\nWorkloads that were not run: ", tables.workloads_not_run(results))
+    )
 
 
 def section() -> str:

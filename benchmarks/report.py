@@ -14,6 +14,7 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks.proof import tables
 from benchmarks.proof.contestants import CONTESTANTS
 from benchmarks.proof.plots import Line, bars, lines
 
@@ -29,10 +30,6 @@ def load(folder: pathlib.Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("proof_*.json"))]
 
 
-def number(value: float | None, form: str = ".0f") -> str:
-    return "" if value is None else format(value, form)
-
-
 def title(contestant: str) -> str:
     return CONTESTANTS[contestant].title
 
@@ -46,14 +43,6 @@ def heading(result: dict) -> str:
     return f"{result['title']}: {s['model']}, {s['dtype']}, {s['threads']} thread{'s' if s['threads'] > 1 else ''}"
 
 
-def verdict(row: dict) -> str:
-    """Tokens that are not the float32 reference's, of all, and the largest gap of logits among them."""
-    v = row["verdict"]
-    if v is None:
-        return "not judged"
-    return "all" if not v["differ"] else f"{v['differ']} of {v['tokens']} differ, gap {v['largest_gap']:.2g}"
-
-
 COLUMNS = ["contestant", "turn ms", "mean", "p99", "first token ms", "p99", "all s", "tokens/s", "turn to ours",
            "all to ours", "prompt tokens computed", "accepted", "peak MB", "greedy"]  # fmt: skip
 
@@ -63,14 +52,14 @@ def cells(row: dict, key: str) -> list[str]:
     name = row["title"] + ("" if row["turns"] == row["all_turns"] else f" ({row['turns']} turns)")
     return [
         name,
-        *(number(row[k]) for k in ("turn_ms", "turn_mean_ms", "turn_p99_ms", "ttft_ms", "ttft_p99_ms")),
-        number(row["wall_s"], ".1f"),
-        number(row["tokens_per_s"], ".1f"),
-        *(number(ratio[k], ".2f") for k in ("turn", "wall")),
-        number(row["prompt_tokens_computed"], ","),
+        *(tables.number(row[k]) for k in ("turn_ms", "turn_mean_ms", "turn_p99_ms", "ttft_ms", "ttft_p99_ms")),
+        tables.number(row["wall_s"], ".1f"),
+        tables.number(row["tokens_per_s"], ".1f"),
+        *(tables.number(ratio[k], ".2f") for k in ("turn", "wall")),
+        tables.number(row["prompt_tokens_computed"], ","),
         "" if row["acceptance"] is None else f"{row['acceptance']:.0%} of {row['drafted']:,}",
-        number(row["peak_mb"]),
-        verdict(row),
+        tables.number(row["peak_mb"]),
+        tables.verdict(row["verdict"]),
     ]
 
 
@@ -88,12 +77,15 @@ def compared(result: dict, drafting: bool) -> tuple[list[list[str]], str]:
     return [cells(row, key) for row in rows], key
 
 
-def ablation(result: dict) -> list[tuple[str, float]]:
-    """Ours whole, and with each mechanism off: median turn in ms. Shared prefixes are not read once for all on a CPU by
-    default, so there this mechanism is switched on; it excludes deterministic, and "ours-fast" is what it starts from.
-    """
-    shown = ("ours", "ours-plain", "ours-no-tree", "ours-no-reuse", "ours-fast", "ours-cascade")
-    return [(row["title"], row["turn_ms"]) for row in result["rows"] if row["contestant"] in shown]
+def ablation(result: dict) -> str:
+    """Ours, and with one mechanism changed at a time; those that were not run say so."""
+    rows = tables.ablation(result)
+    marked = any(tables.MARK in cell for row in rows for cell in row)
+    return (
+        "<h3>Ours with one mechanism changed at a time</h3>"
+        + html_table(tables.ABLATION, rows)
+        + (f"<p>{html.escape(tables.MARK_SAYS)}</p>" if marked else "")
+    )
 
 
 def says_losses(results: list[dict]) -> list[str]:
@@ -146,8 +138,8 @@ def section(result: dict) -> str:
         f"<p>{turns} turns, {s['agents']} agents, contexts to {s['max_context']:,} tokens. "
         f"{html.escape(conditions(result))}.</p>"
     )
-    for name, reason in result["skipped"].items():
-        parts.append(f"<p>Not measured: {html.escape(title(name))}: {html.escape(reason)}</p>")
+    if missing := tables.not_measured(result):
+        parts.append(f"<p>{html.escape(tables.sentence('Not run: ', missing))}</p>")
     for drafting, what in ((False, "Speculation off everywhere"), (True, "Everyone with what they have")):
         rows, _ = compared(result, drafting)
         if rows:
@@ -156,8 +148,11 @@ def section(result: dict) -> str:
     walls = sorted(((row["title"], row["wall_s"]) for row in result["rows"] if row["wall_s"]), key=lambda x: x[1])
     if walls:
         parts.append(f"<h3>Whole workload, {unit(result)}</h3>" + bars(walls, "s"))
-    if len(ablation(result)) > 1:
-        parts.append("<h3>Ours with each mechanism switched off, median turn</h3>" + bars(ablation(result), "ms"))
+    parts.append(ablation(result))
+    if differences := tables.differences(result):
+        parts.append("<h3>Where answers are not the reference's</h3><ul>")
+        parts += [f"<li>{html.escape(line)}</li>" for line in differences]
+        parts.append("</ul>")
     drafts = [(row["title"], 100 * row["acceptance"]) for row in result["rows"] if row["acceptance"] is not None]
     if drafts:
         parts.append("<h3>Drafted tokens that were accepted</h3>" + bars(drafts, "%"))
@@ -169,6 +164,8 @@ def page(results: list[dict]) -> str:
     losses = "".join(f"<li>{html.escape(s)}</li>" for s in said)
     first = f"<ul>{losses}</ul>" if said else "<p>In no cell measured here.</p>"
     sections = "\n".join(map(section, results))
+    if missing := tables.workloads_not_run(results):
+        sections += f"\n<p>{html.escape(tables.sentence('Workloads that were not run: ', missing))}</p>"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stateful_kv: the proof</title>'
         f"<style>{STYLE}</style></head><body><h1>Agentic workloads, engines side by side</h1>"

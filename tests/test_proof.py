@@ -7,13 +7,15 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import report
-from benchmarks.proof import cells, contestants, judge, models, plots, summary
+from benchmarks.proof import cells, contestants, judge, models, plots, summary, tables
 from benchmarks.proof.cells import Cell
 from benchmarks.workloads import files
+from stateful_kv import prefix_groups
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -283,6 +285,87 @@ def test_an_engine_that_is_not_there_is_reported():
     assert "nothing_like_this" in contestants.missing("llama_cpp", sys.executable + "_nothing_like_this")
 
 
+# ---- ablation ----
+
+
+def test_an_ablation_changes_one_thing():
+    for m in contestants.ABLATION:
+        parts = [set(contestants.CONTESTANTS[n].variant.split("+")) - {"whole"} for n in (m.contestant, m.base)]
+        assert len(parts[0] ^ parts[1]) == 1, m
+    named = {m.contestant for m in contestants.ABLATION}
+    assert named >= {c.name for c in contestants.CONTESTANTS.values() if c.is_ablation}
+
+
+def test_shared_prefixes_are_worth_reading_once_in_the_burst():
+    """Or the row that shows it would show nothing: decoding beside seven others, 1,500 tokens the same."""
+    shape = models.SHAPES["110M"]
+    heads = (shape["num_attention_heads"], 4, shape["hidden_size"] // shape["num_attention_heads"])
+    table = np.arange(8 * 140, dtype=np.int32).reshape(8, 140)
+    table[:, :93] = table[0, :93]
+    new, used = np.ones(8, np.int64), np.full(8, 2000, np.int32)
+    found = prefix_groups.groups_that_pay(table, new, used, 16, heads, 4, prefix_groups.COSTS["cpu"])
+    assert found == ([0, 8], [93], 8)
+
+
+def ablated(tmp_path, more=None, skipped=None, agents=8):
+    made = {
+        "ours": [made_cell([1, 1, 1], drafted=2)],
+        "ours-plain": [made_cell([2, 2, 2])],
+        "ours-fixed": [made_cell([1, 1, 1], drafted=40)],
+        **(more or {}),
+    }
+    for of_name in made.values():
+        for cell in of_name:
+            cell["cell"]["agents"] = agents
+    verdicts = {"ours": dict(tokens=12, differ=0, largest_gap=0.0, at=[], turns=3, of_turns=9)}
+    result = summary.summarize(write_cells(tmp_path, made), verdicts, skipped or {})
+    return dict(machine=dict(processor="P", commit="c", date="d"), workload="burst", title="eight", **result)
+
+
+def test_each_mechanism_is_compared_with_what_it_changes_and_missing_ones_are_named(tmp_path):
+    cascade = made_cell([3, 3, 3]) | dict(counts=dict(steps=9, grouped_steps=4))
+    more = {"ours-fast": [made_cell([6, 6, 6])], "ours-cascade": [cascade], "ours-no-tree": [made_cell([5, 5, 5])]}
+    rows = tables.ablation(ablated(tmp_path, more, {"ours-no-reuse": "no memory"}))
+    assert all(len(row) == len(tables.ABLATION) for row in rows)
+    shown = {row[0]: (row[3], row[4], row[5]) for row in rows}
+    assert shown == {
+        "ours": ("", "", ""),
+        "no reuse: not run: no memory": ("", "", ""),
+        "no tree": ("ours", "5.00", "5.00"),
+        "no speculation": ("ours", "2.00", "2.00"),
+        "drafts of one length": ("ours", "1.00", "1.00"),
+        "ours, not deterministic, no speculation": ("", "", ""),
+        "shared prefixes read once: off on a CPU, here on, in 4 of 9 steps": (
+            "ours, not deterministic, no speculation",
+            "0.50",
+            "0.50",
+        ),
+    }
+    assert rows[0][-1] == "all, judged 3 of 9 turns" and rows[2][-1] == "not judged"
+
+
+def test_an_ablation_that_drafted_otherwise_is_marked(tmp_path):
+    no_tree, no_reuse = contestants.ABLATION[1], contestants.ABLATION[0]
+    more = {
+        "ours-no-tree": [made_cell([3, 3, 3], drafted=40)],
+        "ours-no-reuse": [made_cell([4, 4, 4], drafted=3)],
+    }
+    result = ablated(tmp_path, more)
+    assert tables.changed(result, no_tree) == "3.00, 3.00" + tables.MARK
+    assert tables.changed(result, no_reuse) == "4.00, 4.00"
+    assert tables.MARK_SAYS in report.section(result)
+
+
+def test_why_an_ablation_is_missing(tmp_path):
+    no_reuse, no_tree, cascade = (contestants.ABLATION[i] for i in (0, 1, 4))
+    result = ablated(tmp_path / "one", agents=1)
+    assert tables.changed(result, no_tree) == tables.changed(result, cascade)
+    assert tables.changed(result, no_tree) == "not run: one agent, nothing to share"
+    assert tables.changed(result, no_reuse) == "not run"
+    alone = ablated(tmp_path / "alone", {"ours-cascade": [made_cell([1, 1, 1])]})
+    assert tables.changed(alone, cascade) == "not run: ours, not deterministic, no speculation"
+
+
 # ---- report ----
 
 
@@ -309,8 +392,14 @@ def test_the_page_begins_with_losses_and_needs_nothing_else(tmp_path):
     page = report.page([dict(machine=machine, workload="six_turns", title="six", **result)])
     loss = page.index("takes 0.90 of the time of ours, no speculation at the median turn")
     assert page.index("Where a peer is faster") < loss < page.index("<table>")
-    assert "Not measured: vLLM, prefix caching: No module named" in page
+    missing = page[page.index("Not run: ") :].split("</p>")[0]
+    assert "vLLM, prefix caching: No module named &#x27;vllm&#x27;; vLLM, prefix caching and n-grams;" in missing
+    assert "ours, no tree;" in missing and "llama.cpp, prefix kept;" not in missing
+    assert "<td>no tree: not run: one agent, nothing to share</td>" in page and "<td>no reuse: not run</td>" in page
+    assert "Workloads that were not run: thirty_five_turns; " in page
     assert "1 of 12 differ, gap 0.25" in page and "25% of 12" in page
+    assert "the first at step 1, token 2 of the answer, gap 0.25" in page
+    assert "llama.cpp, prefix kept: 2 repetitions answered otherwise than the first" in page
     assert not re.search(r"(src|href)=|<script|url\(|@import", page)
     off, everyone = page.split("<h3>Everyone with what they have")
     assert "<td>ours</td>" not in off and "<td>ours</td>" in everyone
@@ -339,6 +428,7 @@ def test_a_run_on_a_tiny_model(tmp_path):
     rows = {row["contestant"]: row for row in result["rows"]}
     assert set(rows) == set(names) - {"llama"} and "llama" in result["skipped"]
     assert all(row["verdict"]["differ"] == 0 and row["verdict"]["tokens"] == 128 for row in rows.values())
+    assert rows["ours-plain"]["to_base"] and rows["ours"]["counts"]["steps"] < rows["ours-plain"]["counts"]["steps"]
     assert rows["transformers"]["prompt_tokens_computed"] == rows["ours-plain"]["prompt_tokens_computed"]
     assert rows["transformers-lookup"]["prompt_tokens_computed"] > rows["ours"]["prompt_tokens_computed"]
     assert result["machine"]["commit"] and rows["ours"]["peak_mb"] > rows["ours"]["ready_mb"] * 0.5

@@ -32,7 +32,7 @@ ENGINES = {
 @dataclass(frozen=True)
 class Contestant:
     """speculates: drafts tokens; recomputes: every turn from its beginning, too slow to take every turn of a long
-    workload; is_ablation: this project with a mechanism switched off."""
+    workload; is_ablation: this project with a mechanism switched off, which nobody would choose."""
 
     name: str
     title: str
@@ -48,6 +48,7 @@ class Contestant:
 
 
 _OURS, _HF, _LLAMA, _VLLM = ENGINES
+_CASCADE = "cascade+fast+no_speculation"
 CONTESTANTS = {
     c.name: c
     for c in (
@@ -56,7 +57,7 @@ CONTESTANTS = {
         Contestant("ours-fixed", "ours, drafts of one length", _OURS, "fixed", speculates=True),
         Contestant("ours-fast", "ours, not deterministic, no speculation", _OURS, "fast+no_speculation"),
         Contestant("ours-fast-lookup", "ours, not deterministic", _OURS, "fast", speculates=True),
-        Contestant("ours-cascade", "ours, shared prefixes read once, no speculation", _OURS, "cascade+no_speculation"),
+        Contestant("ours-cascade", "ours, shared prefixes read once, no speculation", _OURS, _CASCADE),
         Contestant("ours-turns", "ours, eviction by turns", _OURS, "turns", speculates=True),
         Contestant("ours-complete", "ours, stateless client", _OURS, "complete", speculates=True),
         Contestant("ours-no-tree", "ours, no tree", _OURS, "no_tree", speculates=True, is_ablation=True),
@@ -72,6 +73,27 @@ CONTESTANTS = {
         Contestant("transformers-lookup", "transformers, recomputing and lookup", _HF, "lookup", True, recomputes=True),
     )
 }
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """`contestant` is `base` with one mechanism changed: switched off, or on where that is not the default.
+    between_agents: the mechanism does nothing for one agent alone."""
+
+    change: str
+    contestant: str
+    base: str = "ours"
+    between_agents: bool = False
+
+
+ABLATION = (
+    Mechanism("no reuse", "ours-no-reuse"),
+    Mechanism("no tree", "ours-no-tree", between_agents=True),
+    Mechanism("no speculation", "ours-plain"),
+    Mechanism("drafts of one length", "ours-fixed"),
+    # Excludes deterministic, so it is switched on beside the contestant that has given that up already.
+    Mechanism("shared prefixes read once: off on a CPU, here on", "ours-cascade", "ours-fast", between_agents=True),
+)
 
 
 def python_of(engine: str, given: dict[str, str]) -> str:

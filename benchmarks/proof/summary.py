@@ -4,7 +4,7 @@ import json
 import pathlib
 import statistics
 
-from .contestants import CONTESTANTS
+from .contestants import ABLATION, CONTESTANTS
 
 BASE = "ours-plain"  # what ratios are to: speculation off, as in every table that stands first
 BASE_DRAFTING = "ours"
@@ -87,9 +87,12 @@ def row(name: str, cells: list[dict], all_cells: dict[str, list[dict]]) -> dict:
         accepted=accepted,
         acceptance=accepted / drafted if drafted else None,
         load_average=max(c["load_average"] for c in cells),
+        counts=cells[0].get("counts", {}),
     )
     for label, base in (("to_plain", BASE), ("to_ours", BASE_DRAFTING)):
         result[label] = ratios(cells, all_cells[base]) if base in all_cells else None
+    for base in (m.base for m in ABLATION if m.contestant == name):
+        result["to_base"] = ratios(cells, all_cells[base]) if base in all_cells else None
     return result
 
 
