@@ -53,14 +53,14 @@ class Group(NamedTuple):
     shared_blocks: int
 
 
-def _leading_blocks(block_table: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """How many leading blocks each row of a table has in common with the next one, up to `most` [batch - 1] of them.
-    The time goes with what is shared, not with how long the conversations are."""
+def _leading_blocks(block_table: np.ndarray, rows: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """How many leading blocks each of those rows of a table has in common with the next one, up to `most` of them
+    [rows - 1]. The time goes with what is shared, not with how long the conversations are."""
     leading, looked_at, width = np.zeros_like(most), 0, 16
     pairs = np.flatnonzero(most > 0)  # that agree in all that was looked at
     while len(pairs):
         ahead = slice(looked_at, looked_at + width)
-        same = block_table[pairs, ahead] == block_table[pairs + 1, ahead]
+        same = block_table[rows[pairs], ahead] == block_table[rows[pairs + 1], ahead]
         agree = np.where(same.all(1), same.shape[1], same.argmin(1))
         leading[pairs] = np.minimum(looked_at + agree, most[pairs])
         looked_at, width = looked_at + width, 2 * width
@@ -68,13 +68,17 @@ def _leading_blocks(block_table: np.ndarray, most: np.ndarray) -> np.ndarray:
     return leading
 
 
-def neighbours_that_share(block_table: np.ndarray, committed: np.ndarray, block_size: int) -> list[Group]:
+def neighbours_that_share(
+    block_table: np.ndarray, committed: np.ndarray, block_size: int, rows: np.ndarray | None = None
+) -> list[Group]:
     """Every sequence of a batch in one group, in order, so that most blocks are saved; of its own: shared_blocks 0.
 
-    block_table: int32 [batch, max_blocks], a row per sequence; committed: its tokens in the cache without the new ones.
+    block_table: int32 [rows, max_blocks]; committed: per sequence, its tokens in the cache without the new ones; rows:
+    where its row of the table is, None = in order.
     """
     batch = len(committed)
-    leading = _leading_blocks(block_table, np.minimum(committed[1:], committed[:-1]) // block_size).tolist()
+    rows = np.arange(batch) if rows is None else rows
+    leading = _leading_blocks(block_table, rows, np.minimum(committed[1:], committed[:-1]) // block_size).tolist()
     # The most blocks that groups of the first `end` sequences save, and where the last of these groups begins.
     saved, begins = [0], [0]
     for end in range(1, batch + 1):
@@ -106,21 +110,24 @@ def groups_that_pay(
 ) -> tuple[list[int], list[int], int] | None:
     """What delta_prefill_grouped is to be told of a batch: cu_groups, shared_blocks and the most new tokens of a group;
     None where nothing that neighbours share is worth it. shapes: query heads, KV heads, head_dim."""
-    groups = neighbours_that_share(block_table, seqused_k - new_tokens, block_size)
-    if len(groups) == len(new_tokens):
-        return None
-    cu_groups, shared_blocks, most, pays = [0], [], 1, False
-    for begin, end, shared in groups:
-        new = new_tokens[begin:end].tolist()
+    active = np.flatnonzero(new_tokens)  # a session that waits keeps its row, and parts nobody
+    cu_groups, shared_blocks, most = [0], [], int(new_tokens.max(initial=1))
+
+    def alone_until(sequence: int) -> None:
+        shared_blocks.extend([0] * (sequence - cu_groups[-1]))
+        cu_groups.extend(range(cu_groups[-1] + 1, sequence + 1))
+
+    for begin, end, shared in neighbours_that_share(block_table, (seqused_k - new_tokens)[active], block_size, active):
+        new = new_tokens[active[begin:end]].tolist()
         if shared and grouping_pays(new, shared * block_size, *shapes, cell_bytes, costs):
-            cu_groups.append(end)
+            alone_until(int(active[begin]))
+            cu_groups.append(int(active[end - 1]) + 1)
             shared_blocks.append(shared)
-            most, pays = max(most, sum(new)), True
-        else:
-            cu_groups += range(begin + 1, end + 1)
-            shared_blocks += [0] * (end - begin)
-            most = max(most, *new)
-    return (cu_groups, shared_blocks, most) if pays else None
+            most = max(most, sum(new))
+    if not any(shared_blocks):
+        return None
+    alone_until(len(new_tokens))
+    return cu_groups, shared_blocks, most
 
 
 def delta_prefill_grouped(
@@ -150,7 +157,8 @@ def delta_prefill_grouped(
     cu_groups: int32 [num_groups + 1], group g is the sequences cu_groups[g] .. cu_groups[g + 1] - 1, every sequence in
     one; shared_blocks: int32 [num_groups], how many leading entries of their block tables are the same, 0 for a
     sequence of its own. What a group shares is committed for each of them: shared_blocks * block_size is at most
-    seqused_k minus the new tokens. Scales [batch, num_kv_heads] are the same within a group.
+    seqused_k minus the new tokens. A sequence without new tokens needs neither, unless it is the first of its group.
+    Scales [batch, num_kv_heads] are the same within a group.
     max_group_seqlen_q: an upper bound of the new tokens of a group, total_q by default.
     Everything else, errors included, as in delta_prefill, but no window; rows past cu_seqlens_q[batch] may change.
     num_splits = -1: a row's bits depend on its query, its KV and how much of it is shared.
@@ -188,6 +196,7 @@ class Spans:
         """As delta_prefill_grouped; block_size: of the caches."""
         self.first = cu_groups[:-1].long()
         shared = shared_blocks.repeat_interleave(cu_groups.diff().long(), output_size=seqused_k.numel())
+        shared = shared * (cu_seqlens_q.diff() > 0)
         _check_shares(cu_seqlens_q, seqused_k, shared * block_size)
         # Entries of the own span move to the front; behind the table's end there is nothing.
         width = block_table.size(1)

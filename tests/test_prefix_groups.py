@@ -63,6 +63,23 @@ def test_only_what_pays_is_grouped():
     assert groups_that_pay(table[8:], new[8:], used[8:], 16, SHAPES, 2) is None
 
 
+def test_sequences_that_wait_part_no_group():
+    """A session between two turns keeps its row of the batch, with no new tokens and nothing in its table."""
+    table = np.arange(2048, dtype=np.int32)[None].repeat(8, 0)
+    new, used = np.ones(8, np.int64), np.full(8, 2048 * 16, np.int32)
+    for waiting, cu_groups in (
+        ([2, 3], [0, 8]),
+        ([0, 5], [0, 1, 8]),
+        ([1, 6, 7], [0, 6, 7, 8]),
+        ([0, 7], [0, 1, 7, 8]),
+    ):
+        t, n, u = table.copy(), new.copy(), used.copy()
+        t[waiting], n[waiting], u[waiting] = -1, 0, 0
+        shared = [2047 if end - begin > 1 else 0 for begin, end in itertools.pairwise(cu_groups)]
+        assert groups_that_pay(t, n, u, 16, SHAPES, 2) == (cu_groups, shared, 8 - len(waiting))
+    assert groups_that_pay(table, np.zeros(8, np.int64), used, 16, SHAPES, 2) is None
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return {name: save(name, tmp_path_factory.mktemp("groups")) for name in ("llama3", "qwen2-window")}
@@ -82,7 +99,8 @@ def answers(engine):
             for i, a in enumerate(agents)
         ]
         tokens += [t.tokens for t in engine.generate(requests)]
-    return tokens
+    some = [skv.Request(a, [7, 8], skv.SamplingParams(max_tokens=5)) for a in agents[::2]]  # the others wait
+    return tokens + [t.tokens for t in engine.generate(some)]
 
 
 @pytest.mark.parametrize("has_schedule", [False, True])

@@ -122,8 +122,8 @@ def test_steps_are_counted_from_the_start_and_those_with_shared_prefixes_apart(c
         counts[variant] = (contestant.counts(), answers)
     (plain, expected), (cascade, found) = counts.values()
     assert plain == dict(steps=5 * 12, grouped_steps=0)
-    # Those of the first burst. In the last step agent 1's idle row lies between the two: only neighbours are grouped.
-    assert cascade == dict(steps=5 * 12, grouped_steps=12) and found == expected
+    # Those of both bursts; agent 1, who waits in the second, lies between the two that share.
+    assert cascade == dict(steps=5 * 12, grouped_steps=24) and found == expected
 
 
 def test_an_unknown_variant_is_refused(checkpoint):
