@@ -117,7 +117,7 @@ class Engine:
         num_splits = -1 if self.deterministic else 0
         self._loop = Loop(model, KVCache(model, num_blocks, block_size), self._runtime, num_splits)
         self._loop.is_timed = speculation is not None and speculation.adaptive
-        # Not on the CPU unless asked for: 2 to 8 sequences sharing up to 1024 tokens were slower there.
+        # Not on the CPU unless asked for: 2 to 8 sequences sharing up to 1024 tokens were slower with AVX2.
         by_device = model.device.type == "cuda" and not self.deterministic
         self._loop.shares_spans = by_device if cascade is None else bool(cascade)
         if device_loop:

@@ -15,7 +15,7 @@ inline void transpose_row(const uint32_t* row, int64_t steps, int64_t rows, uint
   for (int64_t s = 0; s < steps; ++s) dst[s * rows] = row[s];
 }
 
-// Floats between the columns of tall scores, and what 16 keys take.
+// Floats between the keys of tall scores; those of one row need no transposition.
 inline int64_t tall_stride(int64_t rows) { return rows == 1 ? 1 : rows <= 4 ? 4 : rows <= 8 ? 8 : 16; }
 
 // Tall scores of 16 keys, tall_stride(rows) apart -> scores[rows][16].

@@ -273,8 +273,8 @@ class ItemRunner {
           }
         }
         float* scores = m.scores + h * rows * kTileKeys + key;
-        float* const tall[2] = {rows == 1 ? scores : reinterpret_cast<float*>(m.k),
-                                rows == 1 ? scores + kPackKeys : reinterpret_cast<float*>(m.k) + 256};
+        float* const tall[2] = {rows == 1 ? scores : m.tall,
+                                rows == 1 ? scores + kPackKeys : m.tall + kTallScores};
         tile_fence();
         tall_product(keys, m.q + h * rows * shape.row_steps, 4 * rows, shape.row_steps, tall, 4 * stride,
                      [&] { prefetch.fetch(kPackKeys * 64); });

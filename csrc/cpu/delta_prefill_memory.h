@@ -8,13 +8,14 @@
 namespace skv::cpu::SKV_ISA {
 
 constexpr int64_t kStreamRows = 16;  // of a KV head: up to here keys and values are taken as they lie
+constexpr int64_t kTallScores = kStreamRows * kPackKeys;  // a group of keys as the matrix unit leaves them
 static_assert(kTileKeys % kMicroColumns == 0 && kTileKeys % kPackKeys == 0);
 static_assert(kMicroColumns % kPackKeys == 0);
 
 // The memory of one item, carved out of the thread's scratch.
 struct ItemMemory {
   uint32_t *q, *k, *v, *staging, *zeros;
-  float *acc, *folded, *scores, *shrink, *sums;
+  float *acc, *folded, *scores, *tall, *shrink, *sums;
   uint32_t* weights;
   RowState *state, *folded_state;
   int32_t *begin, *end;         // visible keys of every row, the same for all heads
@@ -31,8 +32,9 @@ class Carver {
     const int64_t block_rows = streams ? heads * rows : Steps::kBlockRows;
     const int64_t more_rows = Steps::kTiles && !streams ? 15 : 0;  // a tile of the matrix unit has 16
     c.take(memory.q, (heads * rows + more_rows) * shape.row_steps);
-    c.take(memory.k, Steps::kTiles && streams ? 2 * 16 * kPackKeys
-                                              : (streams ? kMicroColumns : kTileKeys) * shape.row_steps);
+    const bool tall = Steps::kTiles && streams;
+    c.take(memory.tall, tall ? 2 * kTallScores : 0);
+    c.take(memory.k, tall ? 0 : (streams ? kMicroColumns : kTileKeys) * shape.row_steps);
     const int64_t value_keys = !streams ? kTileKeys : Steps::kTiles ? kMicroColumns : 0;
     c.take(memory.v, value_keys / Steps::kPerStep * shape.width);
     c.take(memory.staging, (Steps::kTiles ? 2 : 1) * kPackKeys * shape.row_steps);

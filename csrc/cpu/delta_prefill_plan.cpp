@@ -56,9 +56,9 @@ Lengths lengths_of(const Params& p, int64_t num_kv_heads) {
 
 bool few_rows(int64_t rows) { return rows <= kFewRows; }
 
-// Per sequence {row chunks, tiles per split}: every thread gets at least two items where the work allows it.
-// Many rows are cut by KV head, then by rows (which reads KV more than once, but out of a cache); few rows,
-// whose cost is reading KV, and what is still too large, are split along KV.
+// Per sequence {row chunks, tiles per split}: every thread gets at least two items where the work allows it,
+// of few rows up to kFewRowsItems. Many rows are cut by KV head, then by rows (which reads KV more than once,
+// but out of a cache); few rows, whose cost is reading KV, and what is still too large, are split along KV.
 void make_schedule(const Lengths& s, int64_t num_threads, int32_t* entries) {
   const int64_t wanted_items = num_threads == 1 ? 1 : 2 * num_threads;
   double work = 0;
