@@ -129,7 +129,7 @@ def test_the_shipped_model_calls_tools_as_it_should():
     figures, _ = evaluate.run(EMBEDDED, 16, "float32")
     for part in figures.values():
         assert part["valid"] >= 0.98 and part["right tool"] >= 0.95 and part["exact"] >= 0.75
-        assert part["tokens per step, calls"] >= 1.8
+        assert part["tokens per step, calls"] >= 2.5
 
 
 def test_the_demo_is_its_own(tmp_path):

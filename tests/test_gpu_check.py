@@ -88,7 +88,7 @@ def test_parts_are_chosen_by_name():
         (python("good", "print('fine')"), "ok", "fine"),
         (python("raises", "raise ValueError('broken')"), "failed", "ValueError: broken"),
         (python("crashes", "import os; print('so far', flush=True); os.abort()"), "failed", "so far"),
-        (python("hangs", "import time; print('slow', flush=True); time.sleep(60)", 1.5), "timed out", "slow"),
+        (python("hangs", "import time; print('slow', flush=True); time.sleep(60)", 4), "timed out", "slow"),
         (Step("not there", ["/no/such/program"], 5), "failed", "No such file"),
     ],
     ids=lambda x: x.name if isinstance(x, Step) else None,

@@ -27,6 +27,8 @@ from .tasks import Message
 from .world import IDENTIFIERS, PATHS, SCHEMAS
 
 MAX_TOKENS = 160
+# Always as many drafts as are found: how many of them a machine takes to pay says nothing of the model.
+SPECULATION = skv.PromptLookup(adaptive=False)
 # Conversations of every kind, and long ones whose contexts go up to what was trained; with their first seeds.
 MIXES = {"usual": (HELD_OUT, Mix()), "long": (HELD_OUT + (1 << 20), Mix(max_tasks=16, share_of_all=1.0))}
 
@@ -156,7 +158,9 @@ def run(directory: Path, episodes: int, dtype: str, device: str = "cpu") -> tupl
     import torch
 
     text = ChatText.from_checkpoint(directory)
-    engine = skv.Engine.from_pretrained(directory, device=device, dtype=getattr(torch, dtype), num_blocks=8192)
+    engine = skv.Engine.from_pretrained(
+        directory, device=device, dtype=getattr(torch, dtype), num_blocks=8192, speculation=SPECULATION
+    )
     counts = {"usual": episodes, "long": max(1, episodes // 8)}
     scores = {name: evaluate(engine, text, name, counts[name]) for name in MIXES}
     figures = {name: {"conversations": counts[name], **s.figures()} for name, s in scores.items()}
