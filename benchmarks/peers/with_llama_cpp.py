@@ -3,10 +3,11 @@
 Variants: `recomputing`; `prefix` (an agent's sequence stays; a new one begins with the longest prefix that another
 holds, copied with llama_memory_seq_cp); `lookup` (prefix, and prompt lookup of llama-cpp-python's proposer verified in
 one batch). `+plain_attention` switches flash attention off, which is on otherwise. Where the pool is bounded the agent
-idle for longest loses its sequence. The weights are converted once and kept beside the checkpoint.
+idle for longest loses its sequence. The weights are converted once and kept below build/proof.
 """
 
 import ctypes
+import hashlib
 import os
 import pathlib
 import sys
@@ -15,13 +16,19 @@ from contestant import Answer, Contestant, Turn, serve
 
 BATCH = 512
 DRAFTS, NGRAM = 10, 2  # the proposer's defaults
+CONVERTED = pathlib.Path(__file__).resolve().parents[2] / "build" / "proof" / "gguf"
 
 
 def gguf_of(checkpoint: pathlib.Path, kind: str) -> pathlib.Path:
-    from llama_cpp_decode import write_gguf
-
-    path = checkpoint / f"{kind}.gguf"
+    """The checkpoint's weights in llama.cpp's format; a checkpoint is known by its bytes."""
+    known = hashlib.sha256()
+    for part in [checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))]:
+        known.update(part.read_bytes())
+    path = CONVERTED / f"{known.hexdigest()[:16]}.{kind}.gguf"
     if not path.exists():
+        from llama_cpp_decode import write_gguf
+
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
         write_gguf(checkpoint, part, kind)
         part.rename(path)

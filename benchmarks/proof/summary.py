@@ -3,6 +3,7 @@
 import json
 import pathlib
 import statistics
+from dataclasses import dataclass
 
 from .contestants import ABLATION, CONTESTANTS
 
@@ -112,21 +113,45 @@ def summarize(group: pathlib.Path, verdicts: dict[str, dict], skipped: dict[str,
     first = next(iter(cells.values()))[0]["cell"]
     commits = sorted({cell["commit"] for of_name in cells.values() for cell in of_name if "commit" in cell})
     settings = {k: first[k] for k in ("model", "dtype", "threads", "clock", "agents", "max_context", "pool_tokens")}
-    return dict(settings=settings, commits=commits, rows=rows, turns=series, skipped=skipped, losses=losses(rows))
+    return dict(settings=settings, commits=commits, rows=rows, turns=series, skipped=skipped)
 
 
-def losses(rows: list[dict]) -> list[dict]:
-    """Where a peer with what it has switched on is faster than ours: with speculation and without, turn and wall."""
-    best = {row["contestant"]: row for row in rows}
+@dataclass(frozen=True)
+class Comparison:
+    """A peer, with what it has switched on, beside ours with speculation or without. what: turn, wall or first token
+    (first). ratio: its time to ours, the smaller of the median within repetitions and the quotient of both medians;
+    the latter alone for first tokens."""
+
+    peer: str
+    ours: str
+    what: str
+    ratio: float
+
+    @property
+    def ours_title(self) -> str:
+        return CONTESTANTS[self.ours].title
+
+
+MEASURES = dict(turn="turn_ms", wall="wall_s", first="ttft_ms")
+
+
+def comparisons(rows: list[dict]) -> list[Comparison]:
+    """Of every peer that a table stands beside ours, in the order of `rows`."""
+    by_name = {row["contestant"]: row for row in rows}
     found = []
-    for name, row in best.items():
+    for name, row in by_name.items():
         contestant = CONTESTANTS[name]
         if contestant.is_ours:
             continue
         for base, key in ((BASE, "to_plain"), (BASE_DRAFTING, "to_ours")):
-            if base not in best or row[key] is None or (contestant.speculates and base == BASE):
+            ours = by_name.get(base)
+            if ours is None or row[key] is None or (contestant.speculates and base == BASE):
                 continue
-            for what in ("turn", "wall"):
-                if row[key][what] is not None and row[key][what] < 1.0:
-                    found.append(dict(peer=name, ours=base, what=what, ratio=row[key][what]))
+            for what, field in MEASURES.items():
+                ratios = [row[key][what]] if row[key].get(what) is not None else []
+                # One that took every fifth turn has no median of all.
+                if row["turns"] == ours["turns"] and row[field] and ours[field]:
+                    ratios.append(row[field] / ours[field])
+                if ratios:
+                    found.append(Comparison(name, base, what, min(ratios)))
     return found

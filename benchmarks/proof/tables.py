@@ -4,6 +4,8 @@ from benchmarks.workloads.files import NAMES
 
 from .contestants import ABLATION as MECHANISMS
 from .contestants import CONTESTANTS, Mechanism
+from .summary import Comparison
+from .summary import comparisons as compared_rows
 
 MARK = "†"
 MARK_SAYS = f"{MARK} drafted as many tokens as drafts of one length do, so two things are changed"
@@ -16,6 +18,19 @@ def number(value: float | None, form: str = ".0f") -> str:
 
 def sentence(begin: str, names: list[str]) -> str:
     return f"{begin}{'; '.join(names)}." if names else ""
+
+
+WHAT = dict(turn="at the median turn", wall="over the whole workload", first="to the first token, at the median turn")
+
+
+def comparisons(result: dict) -> list[Comparison]:
+    return compared_rows(result["rows"])
+
+
+def condition(result: dict, contestant: str) -> str:
+    """What a contestant was spared that the others were not."""
+    unbounded = result["settings"].get("pool_tokens") and CONTESTANTS[contestant].engine == "transformers"
+    return ", with a cache of any size" if unbounded else ""
 
 
 def verdict(v: dict | None) -> str:

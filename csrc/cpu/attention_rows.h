@@ -116,12 +116,19 @@ class RowPrefetch {
     if (is_first) fetch(early_ * heads_ * row_bytes_);
   }
   void fetch(int64_t bytes) {
-    for (; bytes > 0; bytes -= kStep, at_ += kStep) {
+    while (bytes > 0) {
       while (at_ >= end_) {
         if (!next_row()) return;
       }
+      if (end_ - at_ >= kStep) {
 #pragma GCC unroll 4
-      for (int64_t b = 0; b < kStep; b += 64) __builtin_prefetch(at_ + b, 0, 2);
+        for (int64_t b = 0; b < kStep; b += 64) __builtin_prefetch(at_ + b, 0, 2);
+        bytes -= kStep;
+      } else {
+        for (const char* line = at_; line < end_; line += 64) __builtin_prefetch(line, 0, 2);
+        bytes -= end_ - at_;
+      }
+      at_ += kStep;
     }
   }
 

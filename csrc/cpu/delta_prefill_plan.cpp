@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -221,7 +222,8 @@ AttentionPlan::AttentionPlan(const DeltaPrefillParams& p, int num_threads) : num
   }
   small = work * p.cache.num_kv_heads * kTileKeys * p.cache.head_dim < kSmallWork;
 
-  storage_ = new Storage;
+  auto made =
+      std::make_unique<Storage>();  // the member is a plain pointer: its header is compiled for every set
   const bool invariant = p.num_splits < 0;
   const int64_t wanted_items = num_threads == 1 ? 1 : 2 * num_threads;
   const auto split_of = [&](const AttentionItem& item) {
@@ -245,12 +247,13 @@ AttentionPlan::AttentionPlan(const DeltaPrefillParams& p, int num_threads) : num
       item.head_begin = h;
       item.head_end = std::min<int64_t>(h + heads, p.cache.num_kv_heads);
       if (fold) {
-        storage_->items.push_back(item);
+        made->items.push_back(item);
       } else {
-        add_splits(item, split_of(item), storage_->items, storage_->merges, num_parts);
+        add_splits(item, split_of(item), made->items, made->merges, num_parts);
       }
     }
   }
+  storage_ = made.release();
   items = storage_->items.data();
   num_items = static_cast<int64_t>(storage_->items.size());
   merges = storage_->merges.data();

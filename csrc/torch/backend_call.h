@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
 #include <exception>
 #include <stdexcept>
 #include <string>
@@ -31,11 +32,12 @@ class TorchPool final : public Parallel {
  public:
   void run(int64_t n, int64_t grain, Body body, void* context) const override {
     std::exception_ptr error;  // an exception must not cross torch's C interface
+    std::atomic_flag failed = ATOMIC_FLAG_INIT;
     torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
       try {
         body(context, begin, end);
       } catch (...) {
-        error = std::current_exception();
+        if (!failed.test_and_set()) error = std::current_exception();  // the first one
       }
     });
     if (error) std::rethrow_exception(error);
