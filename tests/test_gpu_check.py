@@ -337,8 +337,12 @@ def test_the_list_of_attention_cells_says_what_nobody_measured(tmp_path):
     (tmp_path / "some_gpu" / "table_64_128_bfloat16.json").write_text(json.dumps({"rows": rows}))
     lines = attention_cells.lists(tmp_path).splitlines()
     (line,) = [line for line in lines if line.startswith("| 64 / 8 | 128 | bfloat16")]
-    assert line.endswith(f"| {len(cases)} | 4 | 2 |")
+    assert line.endswith(f"| {len(cases)} | 4 | 2 of 3 |")
     assert lines[-1].startswith("some_gpu, `table_64_128_bfloat16`, batch 1, delta 2,") and "0.50" in lines[-1]
+    (tmp_path / "some_gpu" / "table_64_128_bfloat16.json").write_text(json.dumps({"rows": rows[3:4]}))
+    assert any(
+        line.endswith(f"| {len(cases)} | 1 | no peer ran |") for line in attention_cells.lists(tmp_path).splitlines()
+    )
 
 
 def test_environment_of_steps(setting):
