@@ -122,6 +122,20 @@ def test_more_rows_than_a_grid_walks_together(backend, dtype):
         assert same_bits(linear(backend, x[row : row + 1], weight), got[row : row + 1])
 
 
+@pytest.mark.each_isa
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_rows_that_are_packed_in_several_parts(backend, dtype):
+    """Long rows: one, or a few, of the CPU's batches of rows fit into the memory that packed ones get."""
+    if backend.emulated:
+        pytest.skip("slow when emulated")
+    for rows, n, k in ((350, 40, 30000), (500, 70, 8000)):
+        x, weight, _ = inputs(rows, n, k, dtype, backend.device, bias=False)
+        packed = pack(backend, weight)
+        got = linear(backend, x, packed)
+        for row in range(0, rows, 23):
+            assert same_bits(linear(backend, x[row : row + 1], packed), got[row : row + 1])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_layers_of_a_model(backend, dtype):
     """Shapes of a 110M model: one row, a verified draft and a prefill agree bit by bit."""

@@ -29,6 +29,17 @@ class Parallel {
         },
         const_cast<void*>(static_cast<const void*>(&f)));
   }
+
+  // f(i) for i in [0, count), of items that differ in length or threads that differ in speed: every thread
+  // takes the next one when it is done with its own.
+  template <class F>
+  void for_each_item(int64_t count, F&& f) const {
+    const int64_t threads = num_threads() < count ? num_threads() : count;
+    int64_t next = 0;
+    for_each(threads, 1, [&](int64_t, int64_t) {
+      for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) f(i);
+    });
+  }
 };
 
 // Runs everything on the calling thread.

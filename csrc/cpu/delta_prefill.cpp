@@ -4,18 +4,11 @@
 
 namespace skv::cpu::SKV_ISA {
 
-// Items differ in length: every thread takes the next one when it is done with its own.
+// On the calling thread alone where there is too little to do for others.
 template <class F>
 static void for_each_item(const Parallel& pool, bool serial, int64_t count, F&& f) {
-  if (serial || count <= 1) {
-    for (int64_t i = 0; i < count; ++i) f(i);
-    return;
-  }
-  int64_t next = 0;
-  const int64_t threads = pool.num_threads() < count ? pool.num_threads() : count;
-  pool.for_each(threads, 1, [&](int64_t, int64_t) {
-    for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) f(i);
-  });
+  if (!serial) return pool.for_each_item(count, f);
+  for (int64_t i = 0; i < count; ++i) f(i);
 }
 
 template <class Steps>
