@@ -88,7 +88,8 @@ class Parts:
         self.rows = rows
 
     def weights(self) -> None:
-        run_linears(self.model, self.buffers)
+        with ops.overlapping_launches():
+            run_linears(self.model, self.buffers)
 
     def attention(self) -> None:
         loop, b, c = self.engine._loop, self.buffers, self.model.config
@@ -97,11 +98,12 @@ class Parts:
             schedule = ops.schedule_delta_prefill(
                 self.cu, self.used, c.num_heads, c.num_kv_heads, c.head_dim, self.rows, num_splits=loop.num_splits
             )
-        for keys, values in zip(loop.cache.keys, loop.cache.values):
-            ops.delta_prefill(
-                b.query, keys, values, self.cu, self.used, self.table, self.rows, num_splits=loop.num_splits,
-                schedule=schedule, out=b.attention,
-            )  # fmt: skip
+        with ops.overlapping_launches():
+            for keys, values in zip(loop.cache.keys, loop.cache.values):
+                ops.delta_prefill(
+                    b.query, keys, values, self.cu, self.used, self.table, self.rows, num_splits=loop.num_splits,
+                    schedule=schedule, out=b.attention,
+                )  # fmt: skip
 
 
 def answer_length(args) -> int:
@@ -215,13 +217,14 @@ def floor_of(model: Decoder, sessions: int, context: int) -> int:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes per second of torch's sum over an array that no cache holds; of a copy on a GPU, both ways counted, by the
-    driver or by a kernel, whichever is faster."""
+    """Bytes per second of torch's sum over an array that no cache holds; on a GPU also of a copy, both ways counted, by
+    the driver or by a kernel, whichever is fastest."""
     data = torch.ones((1 << 30 if device.type == "cuda" else 1 << 28) // 4, device=device)
     if device.type == "cuda":
         other = torch.empty_like(data)
         ways = (lambda: other.copy_(data), lambda: torch.neg(data, out=other))
-        return 2 * data.nbytes / min(seconds_of(way, device, 20) for way in ways)
+        copied = 2 * data.nbytes / min(seconds_of(way, device, 20) for way in ways)
+        return max(copied, data.nbytes / seconds_of(data.sum, device, 20))
     return data.nbytes / seconds_of(data.sum, device, 9)
 
 

@@ -130,20 +130,21 @@ def forward(
     attend = Attention(c, batch, num_splits, model.device.type == "cuda" if has_schedule is None else has_schedule)
     rows = batch.cu_seqlens_q, batch.max_seqlen_q
     residual, b = model.embed(batch.token_ids)
-    for layer, k_cache, v_cache in zip(model.layers, cache.keys, cache.values):
-        layer.qkv_linear(b.normed, b.qkv)
-        ops.rope_append_kv(
-            k_cache, v_cache, b.query, b.key, b.value, batch.positions, model.cos_sin, batch.slot_mapping,
-            q_norm_weight=layer.q_norm, k_norm_weight=layer.k_norm, norm_eps=layer.eps, query_out=b.query,
-        )  # fmt: skip
-        query = b.query
-        is_narrow = layer is model.layers[-1] and len(batch.logit_rows) < len(residual) and batch.tree_mask is None
-        if is_narrow:  # the last ones of each sequence
-            query, residual = (t.index_select(0, batch.logit_rows) for t in (query, residual))
-            rows = batch.cu_logit_rows, batch.max_logit_rows
-            b = Buffers(c, len(residual), residual)
-        attend(layer.window_left, query, k_cache, v_cache, rows, b.attention)
-        layer.after_attention(b, residual)
+    with ops.overlapping_launches():
+        for layer, k_cache, v_cache in zip(model.layers, cache.keys, cache.values):
+            layer.qkv_linear(b.normed, b.qkv)
+            ops.rope_append_kv(
+                k_cache, v_cache, b.query, b.key, b.value, batch.positions, model.cos_sin, batch.slot_mapping,
+                q_norm_weight=layer.q_norm, k_norm_weight=layer.k_norm, norm_eps=layer.eps, query_out=b.query,
+            )  # fmt: skip
+            query = b.query
+            is_narrow = layer is model.layers[-1] and len(batch.logit_rows) < len(residual) and batch.tree_mask is None
+            if is_narrow:  # the last ones of each sequence
+                query, residual = (t.index_select(0, batch.logit_rows) for t in (query, residual))
+                rows = batch.cu_logit_rows, batch.max_logit_rows
+                b = Buffers(c, len(residual), residual)
+            attend(layer.window_left, query, k_cache, v_cache, rows, b.attention)
+            layer.after_attention(b, residual)
     return b.normed if len(b.normed) == len(batch.logit_rows) else b.normed.index_select(0, batch.logit_rows)
 
 

@@ -4,7 +4,8 @@ Conventions of all ops (csrc/torch/schemas.cpp is the table of contents): output
 contiguous, every other stride is free; counts, tokens and tables are int32, slots int64.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -388,7 +389,7 @@ def schedule_size(
 
     Enough on every device; CUDA fills all of them, the CPU fewer.
     """
-    return 2 * (8 + 4 * batch)
+    return 2 * (8 + 4 * batch) + 512
 
 
 def schedule_delta_prefill(
@@ -419,6 +420,28 @@ def schedule_delta_prefill(
         max_seqlen_q, num_splits, causal, window_left,
     )  # fmt: skip
     return schedule
+
+
+@contextlib.contextmanager
+def overlapping_launches(enabled: bool = True) -> Iterator[None]:
+    """Lets a CUDA kernel of this thread begin while the one ahead of it still runs, on GPUs of sm_90 and newer.
+
+    A kernel then does what it can without waiting (fetches weights into shared memory, keys and values of earlier
+    tokens) and waits for all kernels ahead before it reads what they wrote or writes anything. rms_norm,
+    fused_add_rms_norm, silu_and_mul, rope_append_kv, delta_prefill and row_linear of few rows take part; every other
+    kernel of the stream keeps its place. Results are the same.
+
+    It holds for a loop of layers on one stream. Inside, no taking-part op may write what another one reads as weights
+    (of norms or linears), positions, cos_sin_cache, slot_mapping, block_table, lengths or schedule, or KV of other
+    tokens than delta_prefill is then asked about; calls that share a schedule come one after another. Graphs captured
+    inside keep it. Elsewhere, and on the CPU, it does nothing.
+    Source: programmatic dependent launch (CUDA C++ Programming Guide).
+    """
+    before = _op.overlap_launches(enabled)
+    try:
+        yield
+    finally:
+        _op.overlap_launches(before)
 
 
 from .prefix_groups import delta_prefill_grouped  # noqa: E402, F401  made of the ops above

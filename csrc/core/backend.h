@@ -49,6 +49,8 @@ SKV_FOR_EACH_OP(SKV_DECLARE)
 // Bytes of DeltaPrefillParams::workspace and VerifyDraftsParams::workspace.
 int64_t delta_prefill_workspace(const DeltaPrefillParams& params);
 int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch);
+// Whether this thread's launches may overlap (stateful_kv/ops.py: overlapping_launches); returns what it was.
+bool overlap_launches(bool enabled);
 }  // namespace cuda
 
 }  // namespace skv

@@ -85,6 +85,7 @@ SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, un
   const uint32_t landing = sk + uint32_t(launch.raw_at);
   RingPlace<Tile::kStages> at;
   RingPlace<0> raw;
+  bool waited = false;
   for_each_item(shared, [&](const AttentionItem& item) {
     if (!launch.tma) return;
     const int kv_head = item.kv_head, tile_end = item.tile_end;
@@ -99,6 +100,11 @@ SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, un
       const bool there = in_range(block, a.p.cache.num_blocks);
       const unsigned present = __ballot_sync(kFullMask, there);
       const int id = there ? block : int(a.p.cache.num_blocks);
+      // Of a grid ahead that may still be at work, all but what it appends is there.
+      if (!waited && key0 + Tile::kKeys > item.work.length - item.work.new_tokens) {
+        prim::wait_for_grids();
+        waited = true;
+      }
       block = block_of_lane(tile + 1);  // on its way while this tile waits
 
       if constexpr (Tile::kWiden) {
@@ -184,6 +190,7 @@ SKV_DEVICE void fill_by_hand(const HopperLaunch& launch, HopperShared& shared, u
   RingPlace<Tile::kStages> at;
   RingPlace<0> raw;
   uint32_t raw_parities = 0;  // a bit per stage
+  if (!launch.tma) prim::wait_for_grids();
   for_each_item(shared, [&](const AttentionItem& item) {
     for (int tile = item.tile_begin; tile < item.tile_end; ++tile, at.next()) {
       const int key0 = tile * Tile::kKeys, slot = at.slot;

@@ -78,8 +78,8 @@ void make_schedule(const DeltaPrefillParams& p, int32_t* schedule, cudaStream_t 
   schedule_delta_prefill(s, stream);
 }
 
-// `schedule`: of the call, both lists.
-AttentionLaunch make_launch(const DeltaPrefillParams& p, const PrefillPlan& plan, const int32_t* schedule) {
+// `schedule`: of the call, both lists and tickets.
+AttentionLaunch make_launch(const DeltaPrefillParams& p, const PrefillPlan& plan, int32_t* schedule) {
   char* workspace = static_cast<char*>(p.workspace);
   AttentionLaunch launch{};
   launch.p = p;
@@ -110,14 +110,19 @@ void delta_prefill(const DeltaPrefillParams& p, void* stream) {
   if (p.workspace_size < plan.size)
     throw std::runtime_error("[ValueError] delta_prefill: the workspace is too small");
   const auto s = static_cast<cudaStream_t>(stream);
-  const int32_t* schedule = p.schedule;
+  auto* schedule = const_cast<int32_t*>(p.schedule);
   if (schedule == nullptr) {
-    int32_t* made = reinterpret_cast<int32_t*>(static_cast<char*>(p.workspace) + plan.schedule);
-    make_schedule(p, made, s);
-    schedule = made;
+    schedule = reinterpret_cast<int32_t*>(static_cast<char*>(p.workspace) + plan.schedule);
+    make_schedule(p, schedule, s);
   }
-  const AttentionLaunch launch = make_launch(p, plan, schedule);
-  if (plan.num_tickets > 0) prim::zero_async(launch.tickets, size_t(plan.num_tickets) * 4, s);
+  AttentionLaunch launch = make_launch(p, plan, schedule);
+  // A schedule's own tickets are zero, and are left so.  Calls that share one may run at the same time, and need
+  // tickets of their own, but for overlapped ones, which come one after another.
+  if (plan.num_tickets <= kScheduleTickets && (p.schedule == nullptr || (plan.hopper && prim::overlapped()))) {
+    launch.tickets = reinterpret_cast<uint32_t*>(schedule + 2 * schedule_list_size(p.batch));
+  } else if (plan.num_tickets > 0) {
+    prim::zero_async(launch.tickets, size_t(plan.num_tickets) * 4, s);
+  }
   const bool fp8 = p.cache.dtype == DType::kFloat8E4M3, half = p.dtype == DType::kFloat16;
   if (plan.hopper) {
     fp8    ? launch_hopper_of<__nv_fp8_e4m3>(launch, plan.tma, plan.ctas, s)

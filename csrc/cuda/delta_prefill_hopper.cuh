@@ -176,6 +176,7 @@ template <class Rows>
 SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, unsigned char* smem) {
   using Tile = typename Rows::Tile;
   const int thread = int(threadIdx.x) - kGroupThreads;
+  prim::wait_for_grids();
   Rows rows(thread);
   unsigned char* const query = smem + Tile::kQueryAt + rows.group * Tile::kQueryBytes;
   Consumer<Rows> c{launch,
@@ -198,6 +199,7 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
     }
     prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);
     if (!shared.is_last) return;
+    if (thread == 0) launch.tickets[item.first_item] = 0;  // for the next call
     by_out_type<Rows>(launch.p, [&](auto out) {
       using Out = typename decltype(out)::type;
       combine_parts<Out, Tile::kHeadDim, 16>(launch, item, launch.group, thread, Rows::kThreads);
@@ -216,6 +218,7 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
   SKV_DYNAMIC_SMEM(smem);
   HopperShared& shared = *reinterpret_cast<HopperShared*>(smem + Tile::kSharedAt);
   const AttentionLaunch& a = launch.a;
+  prim::launch_dependents();
   if (!is_schedule_of(a)) return;
   if (threadIdx.x == 0) start_hopper_shared<kGroups, Tile::kStages>(shared, launch.raw_stages);
   __syncthreads();
@@ -267,7 +270,7 @@ void launch_hopper_kernel(const AttentionLaunch& a, bool tma, int ctas, cudaStre
     launch.k_map = cache_map<Tile>(a.p.k_cache, a.p.cache);
     launch.v_map = cache_map<Tile>(a.p.v_cache, a.p.cache);
   }
-  prim::launch(delta_prefill_hopper_kernel<Cell, kHeadDim, kGroups>, dim3(unsigned(ctas)),
+  prim::launch_overlapped(delta_prefill_hopper_kernel<Cell, kHeadDim, kGroups>, dim3(unsigned(ctas)),
                (kGroups + 1) * kGroupThreads, size_t(rings.bytes), stream, launch);
 }
 

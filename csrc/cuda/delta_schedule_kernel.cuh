@@ -21,6 +21,10 @@ __global__ void __launch_bounds__(kScheduleThreads)
   const ScheduleDeltaPrefillParams& p = launch.p;
   const int thread = int(threadIdx.x), heads = p.num_kv_heads;
   const ListShape& list = launch.lists[blockIdx.x];
+  if (blockIdx.x == 0) {
+    int32_t* tickets = p.schedule + 2 * schedule_list_size(p.batch);
+    for (int i = thread; i < int(kScheduleTickets); i += kScheduleThreads) tickets[i] = 0;
+  }
   int32_t* const schedule = p.schedule + blockIdx.x * schedule_list_size(p.batch);
   const WorkShape shape =
       work_shape(p.num_heads / heads, p.window_left, p.num_splits, list.tile_keys, list.tile_rows);

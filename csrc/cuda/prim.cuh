@@ -3,6 +3,11 @@
 // kernels on the CPU for tests.  Both provide, in namespace skv::prim:
 //
 //   launch(kernel, grid, threads, smem, stream, params)   sets attributes, launches, throws on error
+//   launch_overlapped(...)                launch, and with overlapped() set on a GPU of sm_90 or newer the grid may
+//                                      begin before the one launched ahead of it has ended
+//   overlapped()                       whether this thread's launches may overlap; a reference
+//   launch_dependents()                from here on the next grid may begin, if it was launched overlapped
+//   wait_for_grids()                   until all grids ahead have ended and what they wrote is visible
 //   zero_async(p, bytes, stream), num_multiprocessors(), shared_memory(), compute_capability()
 //   smem_u32(p)                        shared address as the 32-bit number PTX takes
 //   cp_async16(dst, src, pred)         16 bytes global -> shared; pred false writes zeros

@@ -31,6 +31,35 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStr
   check(cudaGetLastError(), "kernel launch");
 }
 
+inline bool& overlapped() {
+  static thread_local bool value = false;
+  return value;
+}
+
+inline int compute_capability();
+
+template <class Params>
+void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,
+                       const Identity<Params>& params) {
+  if (!overlapped() || compute_capability() < 90) return launch(kernel, grid, threads, smem, stream, params);
+  if (smem > 48 * 1024) {
+    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, int(smem)),
+          "shared memory size");
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = smem;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, params), "kernel launch");
+}
+
 inline void zero_async(void* p, size_t bytes, cudaStream_t stream) {
   check(cudaMemsetAsync(p, 0, bytes, stream), "memset");
 }
@@ -61,6 +90,18 @@ inline SharedMemory shared_memory() {
   check(cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
         "shared memory");
   return {cta, multiprocessor};
+}
+
+// Nothing before sm_90, where grids never overlap.
+SKV_DEVICE void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+SKV_DEVICE void wait_for_grids() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 SKV_DEVICE uint32_t smem_u32(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }

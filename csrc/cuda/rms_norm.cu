@@ -1,8 +1,12 @@
 // rms_norm's launcher: 16-byte vectors where every row is aligned to them, single elements otherwise.
 #include "rms_norm.cuh"
 
+#include <utility>
+
 namespace skv {
 namespace cuda {
+
+bool overlap_launches(bool enabled) { return std::exchange(prim::overlapped(), enabled); }
 
 void rms_norm(const RmsNormParams& p, void* stream) {
   if (p.rows == 0 || p.hidden == 0) return;
@@ -12,7 +16,7 @@ void rms_norm(const RmsNormParams& p, void* stream) {
                       aligned(p.input, sizeof(T), {p.input_stride}, 16) &&
                       aligned(p.weight, sizeof(T), {}, 16);
     const auto kernel = wide ? rms_norm_kernel<T, true> : rms_norm_kernel<T, false>;
-    prim::launch(kernel, dim3(unsigned(p.rows)), norm_threads<T>(p.hidden), 0,
+    prim::launch_overlapped(kernel, dim3(unsigned(p.rows)), norm_threads<T>(p.hidden), 0,
                  static_cast<cudaStream_t>(stream), p);
   });
 }

@@ -75,11 +75,14 @@ __global__ void __launch_bounds__(kRopeWarps* kWarpSize, 4)
   const int lane = int(threadIdx.x) % launch.width;
   const int head_dim = a.cache.head_dim, kv_heads = a.cache.num_kv_heads;
 
+  prim::launch_dependents();
   const int64_t position = p.positions_are_int64 ? static_cast<const int64_t*>(p.positions)[token]
                                                  : static_cast<const int32_t*>(p.positions)[token];
   const int64_t slot = a.slot_mapping[token];
   const bool slot_ok = in_range(slot, a.cache.num_blocks * a.cache.block_size);
   if (!in_range(position, p.max_position)) return;  // the whole CTA
+  load_cos_sin(cos_sin, p, position);
+  prim::wait_for_grids();
 
   const bool is_query = group < p.num_heads;
   const bool is_key = !is_query && group < p.num_heads + kv_heads;
@@ -106,7 +109,6 @@ __global__ void __launch_bounds__(kRopeWarps* kWarpSize, 4)
 #pragma unroll
     for (int e = 0; e < kCount; ++e) sum += to_float(x[v].at[e]) * to_float(x[v].at[e]);
   }
-  load_cos_sin(cos_sin, p, position);
   __syncthreads();
 
   for (int o = launch.width / 2; o; o >>= 1) sum += __shfl_xor_sync(kFullMask, sum, o);

@@ -1,6 +1,7 @@
 // row_linear's launcher: a tiling by the number of rows, of which no bit depends.
 #include "row_linear_f32.cuh"
 #include "row_linear_mma.cuh"
+#include "row_linear_stream.cuh"
 
 namespace skv {
 namespace cuda {
@@ -12,19 +13,24 @@ unsigned grid_size(int64_t row_tiles, int64_t column_tiles) {
   return unsigned(ctas);
 }
 
-template <class T, class Tile>
-void launch_tiles(const RowLinearParams& p, cudaStream_t stream) {
+RowLinearLaunch make_launch(const RowLinearParams& p) {
   RowLinearLaunch launch{};
   launch.p = p;
   const WeightLayout& w = launch.layout = weight_layout(p);
+  const int64_t size = element_size(p.dtype), out_size = element_size(p.out_dtype);
+  launch.x_aligned = aligned(p.x, size, {p.x_stride}, 16);
+  launch.weight_aligned = aligned(p.weight, size, {w.group_stride, w.column_stride, w.block_stride}, 16);
+  launch.out_paired = aligned(p.out, out_size, {p.out_stride}, 2 * out_size);
+  return launch;
+}
+
+template <class T, class Tile>
+void launch_tiles(RowLinearLaunch launch, cudaStream_t stream) {
+  const RowLinearParams& p = launch.p;
   const unsigned column_tiles = ceil_div(p.n, Tile::kColumns);
   launch.row_tiles = ceil_div(p.rows, Tile::kRows);
   const unsigned ctas = grid_size(launch.row_tiles, column_tiles);
   launch.together = std::min(launch.row_tiles, kRowTilesTogether) * column_tiles;
-  launch.x_aligned = aligned(p.x, sizeof(T), {p.x_stride}, 16);
-  launch.weight_aligned = aligned(p.weight, sizeof(T), {w.group_stride, w.column_stride, w.block_stride}, 16);
-  const int64_t out_size = element_size(p.out_dtype);
-  launch.out_paired = aligned(p.out, out_size, {p.out_stride}, 2 * out_size);
   prim::launch(row_linear_kernel<T, Tile>, dim3(ctas), kLinearThreads, Tile::kSmem, stream, launch);
 }
 
@@ -36,15 +42,58 @@ void launch_f32(const RowLinearParams& p, cudaStream_t stream) {
                dim3(grid_size(launch.row_tiles, ceil_div(p.n, kF32Columns))), kF32Threads, 0, stream, launch);
 }
 
+// Whether TMA can bring rows and columns.
+bool can_stream(const RowLinearLaunch& l) {
+  const auto fits = [&](int64_t lines, int64_t stride) {
+    return lines == 1 || (stride >= l.p.k && stride < int64_t(1) << 36);
+  };
+  return l.p.rows <= kMostStreamRows && !l.p.packed && l.p.k > 0 && l.x_aligned && l.weight_aligned &&
+         fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) && prim::compute_capability() >= 90;
+}
+
+template <class T, int kChunk, int kRows>
+void launch_stream_of(StreamLaunch& launch, cudaStream_t stream) {
+  constexpr int kSmem = 200 * 1024;  // leaves room for small CTAs of other grids
+  static const int cap = getenv("SKV_T_CAP") ? atoi(getenv("SKV_T_CAP")) * 1024 : kSmem;
+  const RowLinearParams& p = launch.l.p;
+  const int stage = StreamStage<kChunk, kRows>::bytes(launch.warps);
+  launch.stages = std::min(kMostStreamStages, cap / stage);
+  launch.units = ceil_div(p.n, kGroupColumns * launch.warps);
+  launch.x_map = stream_map(p.x, p.k, p.rows, p.x_stride, kRows);
+  launch.weight_map = stream_map(p.weight, p.k, p.n, p.weight_stride, kGroupColumns * launch.warps);
+  const int64_t ctas = std::min<int64_t>(launch.units, prim::num_multiprocessors());
+  prim::launch_overlapped(row_linear_stream_kernel<T, kChunk, kRows>, dim3(unsigned(ctas)),
+                          (launch.warps + 1) * kWarpSize, size_t(launch.stages * stage), stream, launch);
+}
+
+template <class T>
+void launch_stream(const RowLinearLaunch& l, cudaStream_t stream) {
+  StreamLaunch launch{l, {}, {}, stream_warps(l.p.n, prim::num_multiprocessors()), 0, 0};
+  static const int chunk = getenv("SKV_T_CHUNK") ? atoi(getenv("SKV_T_CHUNK")) : 256;
+  static const int force = getenv("SKV_T_WARPS") ? atoi(getenv("SKV_T_WARPS")) : 0;
+  if (force && l.p.n / 8 / force >= 132) launch.warps = force;
+  if (chunk == 128) {
+    l.p.rows <= 8    ? launch_stream_of<T, 128, 8>(launch, stream)
+    : l.p.rows <= 16 ? launch_stream_of<T, 128, 16>(launch, stream)
+                     : launch_stream_of<T, 128, 32>(launch, stream);
+    return;
+  }
+  l.p.rows <= 8    ? launch_stream_of<T, 256, 8>(launch, stream)
+  : l.p.rows <= 16 ? launch_stream_of<T, 256, 16>(launch, stream)
+                   : launch_stream_of<T, 256, 32>(launch, stream);
+}
+
 template <class T>
 void launch_16bit(const RowLinearParams& p, cudaStream_t stream) {
+  const RowLinearLaunch launch = make_launch(p);
+  if (can_stream(launch)) return launch_stream<T>(launch, stream);
   switch (linear_tiling(p.rows, p.n, prim::num_multiprocessors())) {
     case LinearTiling::kFewRows:
-      return launch_tiles<T, FewRowsTile>(p, stream);
+      return launch_tiles<T, FewRowsTile>(launch, stream);
     case LinearTiling::kSomeRows:
-      return launch_tiles<T, SomeRowsTile>(p, stream);
+      return launch_tiles<T, SomeRowsTile>(launch, stream);
     case LinearTiling::kManyRows:
-      return launch_tiles<T, ManyRowsTile>(p, stream);
+      return launch_tiles<T, ManyRowsTile>(launch, stream);
   }
 }
 

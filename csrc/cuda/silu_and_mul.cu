@@ -13,7 +13,7 @@ void silu_and_mul(const SiluAndMulParams& p, void* stream) {
                       aligned(p.input, sizeof(T), {p.input_stride}, 16);
     const auto kernel = wide ? silu_and_mul_kernel<T, kCount> : silu_and_mul_kernel<T, 1>;
     const dim3 grid(unsigned(p.rows), ceil_div(p.size, int64_t(kSiluThreads) * (wide ? kCount : 1)));
-    prim::launch(kernel, grid, kSiluThreads, 0, static_cast<cudaStream_t>(stream), p);
+    prim::launch_overlapped(kernel, grid, kSiluThreads, 0, static_cast<cudaStream_t>(stream), p);
   });
 }
 

@@ -11,6 +11,8 @@ constexpr int kSiluThreads = 256;
 template <class T, int kCount>
 __global__ void __launch_bounds__(kSiluThreads)
     silu_and_mul_kernel(const __grid_constant__ SiluAndMulParams p) {
+  prim::launch_dependents();
+  prim::wait_for_grids();
   const int64_t at = (int64_t(blockIdx.y) * kSiluThreads + threadIdx.x) * kCount;
   if (at >= p.size) return;
   const T* gate = static_cast<const T*>(p.input) + int64_t(blockIdx.x) * p.input_stride + at;

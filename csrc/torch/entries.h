@@ -65,6 +65,8 @@ void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias);
 
 void pack_linear_weight(Tensor packed, Tensor weight);
 
+bool overlap_launches(bool enabled);
+
 }  // namespace skv::entry
 
 #define SKV_FOR_EACH_ENTRY(X) \

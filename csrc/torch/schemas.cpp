@@ -64,10 +64,14 @@ STABLE_TORCH_LIBRARY(SKV_TORCH_NAMESPACE, m) {
   m.def("silu_and_mul(Tensor(a!) out, Tensor input) -> ()");
   m.def("row_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias=None) -> ()");
   m.def("pack_linear_weight(Tensor(a!) packed, Tensor weight) -> ()");
+  m.def("overlap_launches(bool enabled) -> bool");
 }
 
 #define SKV_REGISTER(op) m.impl(#op, TORCH_BOX(&skv::entry::op));
 
+STABLE_TORCH_LIBRARY_IMPL(SKV_TORCH_NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("overlap_launches", TORCH_BOX(&skv::entry::overlap_launches));
+}
 STABLE_TORCH_LIBRARY_IMPL(SKV_TORCH_NAMESPACE, CPU, m){SKV_FOR_EACH_ENTRY(SKV_REGISTER)}
 #ifndef SKV_SIMT
 STABLE_TORCH_LIBRARY_IMPL(SKV_TORCH_NAMESPACE, CUDA, m) {

@@ -42,22 +42,33 @@ class DecoderConfig:
         return self.windows[layer] if self.windows else -1
 
 
+STREAMED_ROWS = 32  # up to which row_linear reads weights faster than torch's linear, on a GPU that streams them
+
+
+def streams_weights(weight: Tensor) -> bool:
+    """Whether ops.row_linear has its kernel for few rows on this weight's device."""
+    is_half = weight.dtype in (torch.float16, torch.bfloat16)
+    return weight.device.type == "cuda" and is_half and torch.cuda.get_device_capability(weight.device) >= (9, 0)
+
+
 class Linear:
     """x [rows, k] @ weight [n, k]^T + bias.
 
     On the CPU the weight is packed and a row's bits depend on that row alone, so that reuse, drafts and batching do not
-    change them (ops.row_linear); elsewhere it is torch's own until row_independent() is asked for.
+    change them (ops.row_linear); elsewhere few rows are row_linear's where it is faster, and more are torch's own until
+    row_independent() is asked for.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.is_row_independent = weight.device.type == "cpu"
+        self.streamed_rows = STREAMED_ROWS if streams_weights(weight) else 0
         self.weight = ops.pack_linear_weight(weight) if self.is_row_independent else weight
         self.transposed = None if self.is_row_independent else weight.t()
         self.bias = bias
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         """Writes and returns out [rows, n]."""
-        if self.is_row_independent:
+        if self.is_row_independent or len(x) <= self.streamed_rows:
             return ops.row_linear(x, self.weight, self.bias, out)
         if self.bias is None:
             return torch.mm(x, self.transposed, out=out)
