@@ -71,8 +71,12 @@ SKV_DEVICE void issue_boxes(const HopperLaunch& launch, const prim::TensorMap& m
     const int id = __shfl_sync(kFullMask, block, which);
     if (piece >= Tile::kBoxes) continue;
     const int at[4] = {piece * Tile::kBoxColumns, kv_head, first_row, id};
-    prim::tma_load<4>(to + uint32_t((piece * Tile::kKeys + (which << shift)) * Tile::kBoxRowBytes), &map, bar,
-                      at);
+    const uint32_t dst = to + uint32_t((piece * Tile::kKeys + (which << shift)) * Tile::kBoxRowBytes);
+    if (launch.read_once) {
+      prim::tma_load_once<4>(dst, &map, bar, at);
+    } else {
+      prim::tma_load<4>(dst, &map, bar, at);
+    }
   }
 }
 
@@ -85,8 +89,11 @@ SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, un
   const uint32_t landing = sk + uint32_t(launch.raw_at);
   RingPlace<Tile::kStages> at;
   RingPlace<0> raw;
+  const int num_items = a.p.schedule[kFieldItems];
+  int number = int(blockIdx.x);
   bool waited = false;
   for_each_item(shared, [&](const AttentionItem& item) {
+    number += int(gridDim.x);
     if (!launch.tma) return;
     const int kv_head = item.kv_head, tile_end = item.tile_end;
     const auto block_of_lane = [&](int tile) {
@@ -132,6 +139,8 @@ SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, un
                           prim::smem_u32(&bar), kv_head, first_row, id, lane);
       }
     }
+    // All of this CTA's keys and values are on their way: memory is free for the next grid.
+    if (number >= num_items) prim::launch_dependents();
   });
 }
 

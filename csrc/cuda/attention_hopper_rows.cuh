@@ -23,6 +23,7 @@ struct HopperRows {
   uint32_t weights[kKeys / 16][4];  // exponentials, the A operand of the product with the values
   int first[2], last[2];            // the keys that the rows may see, but for a tree's mask
   int open_first, open_last;        // what all rows of the warp may see
+  int live;                         // halves of the warp's 16 rows that the item has rows in
   float unit[2];                    // beside widened cells: what the query rows were divided by
 
   const int group, warp, g, t;  // which warpgroup, which warp of it
@@ -33,7 +34,8 @@ struct HopperRows {
         g(thread % kWarpSize / 4),
         t(thread % 4) {}
 
-  SKV_DEVICE int row(int, int h) const { return group * 64 + warp * 16 + h * 8 + g; }
+  SKV_DEVICE int row_begin() const { return group * 64 + warp * 16; }
+  SKV_DEVICE int row(int, int h) const { return row_begin() + h * 8 + g; }
   SKV_DEVICE int column(int c) const { return c * 8 + t * 2; }
   SKV_DEVICE static int kept_at() { return int(threadIdx.x) - kGroupThreads; }
 
@@ -47,6 +49,7 @@ struct HopperRows {
   // What the rows of a new item may see; rows past its last one see what that one sees.
   SKV_DEVICE void look_at(const DeltaPrefillParams& p, const AttentionItem& item, int heads) {
     const int committed = item.work.length - item.work.new_tokens - 1;
+    live = Tile::kWiden ? 2 : min((item.num_rows - row_begin() + 7) / 8, 2);  // 0 and less: none
     open_first = 0;
     open_last = p.tree_mask ? committed : 0x7fffffff;
 #pragma unroll
@@ -108,6 +111,7 @@ struct HopperRows {
     for (int word = 0; word < kKeys / 32; ++word) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
+        if (h >= live) continue;
         const int key = key0 + word * 32;
         uint32_t see = exists[word] & range_bits(first[h], last[h], key);
         if (p.tree_mask) see &= tree_bits(p, item.work, token(item, heads, h), key);
@@ -137,11 +141,14 @@ struct HopperRows {
   }
 
   // Online softmax: s becomes exponentials (base 2 of s * scale2, which is positive); a row lives in the four
-  // lanes of a quad.  shrink: what the row's earlier values are to be multiplied by.  o is not touched.
+  // lanes of a quad.  shrink: what the row's earlier values are to be multiplied by.  o is not touched.  Rows
+  // that the item does not have stay scores: whatever becomes of them, no other row sees it.
   SKV_DEVICE bool soften(Scores& s, const ScoreScale& scale, float (&shrink)[2]) {
     bool grown = false;
+    shrink[0] = shrink[1] = 1.f;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      if (h >= live) break;
       const float scale2 = in_units(scale, h, scale.scale2);
       float most = top[0][h];
 #pragma unroll

@@ -13,6 +13,7 @@ struct HopperLaunch {
   AttentionLaunch a;
   prim::TensorMap k_map, v_map;  // [head_dim, KV head, offset in block, block]
   bool tma;                      // whether the maps describe the caches
+  bool read_once;                // whether no second tile of rows reads the same keys
   int raw_at, raw_stages;        // of cells that are widened: where they land in shared memory
 };
 

@@ -166,13 +166,17 @@ SKV_DEVICE void store_rows(const AttentionLaunch& launch, const AttentionItem& i
   }
 }
 
-// Folds the stored parts of the item's rows; eight columns a thread and step, all of them together. One CTA
-// does it, and every part is a trip to the L2 cache: as many of kAtOnce as there are registers for are under
-// way together.
-template <class T, int kHeadDim, int kAtOnce>
+// Folds the stored parts of the item's rows, four columns a thread and step.  One CTA does it, and every part
+// is a trip to the L2 cache: kAtOnce of them are under way together, and not more, for most calls run this
+// once a CTA, and then its instructions come from as far.
+template <class T, int kHeadDim>
 SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem& item, int group, int thread,
                               int threads) {
-  constexpr int kColumns = 8;
+  constexpr int kColumns = 4, kAtOnce = 8;
+  struct Part {
+    float2 stats;
+    uint4 values;
+  };
   const DeltaPrefillParams& p = launch.p;
   const float v_scale = scale_of(p.v_scale, item.b, item.kv_head);
 #pragma unroll 1
@@ -181,29 +185,24 @@ SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem
     float top = -INFINITY, sum = 0.f, o[kColumns] = {};
 #pragma unroll 1
     for (int first = item.part_begin; first < item.part_end; first += kAtOnce) {
-      float2 stats[kAtOnce];
-      uint4 values[kAtOnce][kColumns / 4];
+      Part part[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        const int part = min(first + j, item.part_end - 1);
-        const int64_t at = item.part_row + int64_t(part) * item.work.part_rows + row;
-        const uint4* from = reinterpret_cast<const uint4*>(launch.parts + at * kHeadDim + column);
-        stats[j] = launch.part_stats[at];
-#pragma unroll
-        for (int v = 0; v < kColumns / 4; ++v) values[j][v] = prim::load_streaming(from + v);
-        if (part < first + j) stats[j].y = 0.f;  // there is no such part
+        const int64_t number = min(first + j, item.part_end - 1);
+        const int64_t at = item.part_row + number * item.work.part_rows + row;
+        part[j].stats = launch.part_stats[at];
+        part[j].values =
+            prim::load_streaming(reinterpret_cast<const uint4*>(launch.parts + at * kHeadDim + column));
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        const Fold f(top, sum, stats[j].x, stats[j].y);
-#pragma unroll
-        for (int v = 0; v < kColumns / 4; ++v) {
-          const uint4& four = values[j][v];
-          o[v * 4] = f.of(o[v * 4], __uint_as_float(four.x));
-          o[v * 4 + 1] = f.of(o[v * 4 + 1], __uint_as_float(four.y));
-          o[v * 4 + 2] = f.of(o[v * 4 + 2], __uint_as_float(four.z));
-          o[v * 4 + 3] = f.of(o[v * 4 + 3], __uint_as_float(four.w));
-        }
+        if (first + j >= item.part_end) break;  // there is no such part
+        const Fold f(top, sum, part[j].stats.x, part[j].stats.y);
+        const uint4& four = part[j].values;
+        o[0] = f.of(o[0], __uint_as_float(four.x));
+        o[1] = f.of(o[1], __uint_as_float(four.y));
+        o[2] = f.of(o[2], __uint_as_float(four.z));
+        o[3] = f.of(o[3], __uint_as_float(four.w));
         top = f.top;
         sum = f.sum;
       }

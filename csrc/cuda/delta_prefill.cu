@@ -116,9 +116,10 @@ void delta_prefill(const DeltaPrefillParams& p, void* stream) {
     make_schedule(p, schedule, s);
   }
   AttentionLaunch launch = make_launch(p, plan, schedule);
-  // A schedule's own tickets are zero, and are left so.  Calls that share one may run at the same time, and need
-  // tickets of their own, but for overlapped ones, which come one after another.
-  if (plan.num_tickets <= kScheduleTickets && (p.schedule == nullptr || (plan.hopper && prim::overlapped()))) {
+  // A schedule's own tickets are zero, and are left so.  Calls that share one may run at the same time, and
+  // need tickets of their own, but for overlapped ones, which come one after another.
+  if (plan.num_tickets <= kScheduleTickets &&
+      (p.schedule == nullptr || (plan.hopper && prim::overlapped()))) {
     launch.tickets = reinterpret_cast<uint32_t*>(schedule + 2 * schedule_list_size(p.batch));
   } else if (plan.num_tickets > 0) {
     prim::zero_async(launch.tickets, size_t(plan.num_tickets) * 4, s);

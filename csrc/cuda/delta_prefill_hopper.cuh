@@ -58,7 +58,16 @@ struct Consumer {
   }
 };
 
-// The group's query rows to shared memory, rows past the item's last one as zeros.
+// Zeros for the group's query rows, once.  Behind an item's last row an earlier item's stay: whatever becomes
+// of them, no other row sees it.
+template <class Rows>
+SKV_DEVICE void clear_query(unsigned char* to, int thread) {
+  for (int i = thread; i < Rows::Tile::kQueryBytes / 16; i += kGroupThreads) {
+    *reinterpret_cast<uint4*>(to + i * 16) = make_uint4(0, 0, 0, 0);
+  }
+}
+
+// The group's query rows to shared memory.
 template <class Rows>
 SKV_DEVICE void load_query(const AttentionLaunch& launch, const AttentionItem& item, const Rows& rows,
                            unsigned char* to) {
@@ -67,13 +76,13 @@ SKV_DEVICE void load_query(const AttentionLaunch& launch, const AttentionItem& i
   constexpr int kHeadDim = Tile::kHeadDim;
   const int thread = int(threadIdx.x) % kGroupThreads;
   prim::named_barrier_sync(kGroupBarrier + rows.group, kGroupThreads);  // nobody reads the last item's
-  for (int i = thread; i < 64 * (kHeadDim / 8); i += kGroupThreads) {
-    const int row = i / (kHeadDim / 8), chunk = i % (kHeadDim / 8), of_item = rows.group * 64 + row;
-    const bool there = of_item < item.num_rows;
+  const int here = min(item.num_rows - rows.group * 64, 64);
+  for (int i = thread; i < here * (kHeadDim / 8); i += kGroupThreads) {
+    const int row = i / (kHeadDim / 8), chunk = i % (kHeadDim / 8);
     const T* src = static_cast<const T*>(launch.p.query.data) +
-                   query_offset(launch.p.query, item, launch.group, there ? of_item : 0);
+                   query_offset(launch.p.query, item, launch.group, rows.group * 64 + row);
     copy_chunk<T>(to, Tile::at(row, chunk, Tile::kQueryPieceBytes), src + chunk * 8, launch.query_aligned,
-                  there);
+                  true);
   }
   prim::cp_async_commit();
   prim::cp_async_wait<0>();
@@ -134,6 +143,7 @@ SKV_DEVICE void attend_item(Consumer<Rows>& c, Rows& rows, const AttentionItem& 
   const AttentionLaunch& launch = c.launch;
   const DeltaPrefillParams& p = launch.p;
   if (rows.group * 64 >= item.num_rows) {  // no rows for this group: the stages pass by
+    prim::wait_for_grids();
     for (int tile = item.tile_begin; tile < item.tile_end; ++tile) {
       c.wait_keys();
       c.release_keys();
@@ -143,14 +153,15 @@ SKV_DEVICE void attend_item(Consumer<Rows>& c, Rows& rows, const AttentionItem& 
     return;
   }
   c.in_turns = item.num_rows > 64;
+  rows.look_at(p, item, launch.group);
+  rows.clear();
+  const ScoreScale scale(p, p.softmax_scale * scale_of(p.k_scale, item.b, item.kv_head));
+  prim::wait_for_grids();  // what is above does not depend on them
   if constexpr (Rows::Tile::kWiden) {
     load_query_in_units(launch, item, c.shared, rows, query);
   } else {
     load_query(launch, item, rows, query);
   }
-  rows.look_at(p, item, launch.group);
-  rows.clear();
-  const ScoreScale scale(p, p.softmax_scale * scale_of(p.k_scale, item.b, item.kv_head));
   int tile = item.tile_begin;
   int part = tile < item.tile_end ? (tile - item.first_tile) / item.part_tiles : item.part_begin;
   do {
@@ -176,7 +187,6 @@ template <class Rows>
 SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, unsigned char* smem) {
   using Tile = typename Rows::Tile;
   const int thread = int(threadIdx.x) - kGroupThreads;
-  prim::wait_for_grids();
   Rows rows(thread);
   unsigned char* const query = smem + Tile::kQueryAt + rows.group * Tile::kQueryBytes;
   Consumer<Rows> c{launch,
@@ -187,6 +197,7 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
                    {},
                    {},
                    Rows::kThreads > kGroupThreads};
+  if constexpr (!Tile::kWiden) clear_query<Rows>(query, thread % kGroupThreads);
   // Group 0 has the first turn; the last one that group 1 gives is taken at the end.
   if (rows.group == 1) c.give_turn(1);
   for_each_item(shared, [&](const AttentionItem& item) {
@@ -202,7 +213,7 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
     if (thread == 0) launch.tickets[item.first_item] = 0;  // for the next call
     by_out_type<Rows>(launch.p, [&](auto out) {
       using Out = typename decltype(out)::type;
-      combine_parts<Out, Tile::kHeadDim, 16>(launch, item, launch.group, thread, Rows::kThreads);
+      combine_parts<Out, Tile::kHeadDim>(launch, item, launch.group, thread, Rows::kThreads);
     });
   });
   c.in_turns = Rows::kThreads > kGroupThreads;
@@ -218,7 +229,6 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
   SKV_DYNAMIC_SMEM(smem);
   HopperShared& shared = *reinterpret_cast<HopperShared*>(smem + Tile::kSharedAt);
   const AttentionLaunch& a = launch.a;
-  prim::launch_dependents();
   if (!is_schedule_of(a)) return;
   if (threadIdx.x == 0) start_hopper_shared<kGroups, Tile::kStages>(shared, launch.raw_stages);
   __syncthreads();
@@ -265,13 +275,15 @@ void launch_hopper_kernel(const AttentionLaunch& a, bool tma, int ctas, cudaStre
   using Tile = HopperTile<Cell, kHeadDim, kGroups>;
   const int groups = a.tile_rows > 64 ? 2 : 1;  // that will have rows
   const HopperRings rings = hopper_rings(kHeadDim, groups, Tile::kWiden);
-  HopperLaunch launch{a, {}, {}, tma, Tile::kQueryAt + groups * Tile::kQueryBytes, rings.raw_stages};
+  const bool read_once = int64_t(a.p.max_seqlen_q) * a.group <= a.tile_rows;
+  HopperLaunch launch{
+      a, {}, {}, tma, read_once, Tile::kQueryAt + groups * Tile::kQueryBytes, rings.raw_stages};
   if (tma) {
     launch.k_map = cache_map<Tile>(a.p.k_cache, a.p.cache);
     launch.v_map = cache_map<Tile>(a.p.v_cache, a.p.cache);
   }
   prim::launch_overlapped(delta_prefill_hopper_kernel<Cell, kHeadDim, kGroups>, dim3(unsigned(ctas)),
-               (kGroups + 1) * kGroupThreads, size_t(rings.bytes), stream, launch);
+                          (kGroups + 1) * kGroupThreads, size_t(rings.bytes), stream, launch);
 }
 
 // Of fp8 one kernel for both: up to 64 rows its second group looks on, and has no query rows in shared

@@ -14,7 +14,7 @@ void fused_add_rms_norm(const FusedAddRmsNormParams& p, void* stream) {
                       aligned(p.weight, sizeof(T), {}, 16);
     const auto kernel = wide ? fused_add_rms_norm_kernel<T, true> : fused_add_rms_norm_kernel<T, false>;
     prim::launch_overlapped(kernel, dim3(unsigned(p.rows)), norm_threads<T>(p.hidden), 0,
-                 static_cast<cudaStream_t>(stream), p);
+                            static_cast<cudaStream_t>(stream), p);
   });
 }
 

@@ -53,19 +53,48 @@ SKV_DEVICE float sum_over_cta(float x) {
   return total;
 }
 
-// out = x / sqrt(mean(x^2) + epsilon) * weight, given the thread's share of the sum of squares; out may be x.
+// A row in groups, of which a thread keeps its first ones: f(at, i) of each, the i-th of the thread.
+constexpr int kHeldGroups = 2;
+
+template <class T, class F>
+SKV_DEVICE void for_each_group(int64_t hidden, F f) {
+  const int64_t first = int64_t(threadIdx.x) * kGroup<T>, step = int64_t(blockDim.x) * kGroup<T>;
+#pragma unroll
+  for (int i = 0; i < kHeldGroups; ++i) {
+    if (first + i * step < hidden) f(first + i * step, i);
+  }
+  for (int64_t at = first + kHeldGroups * step; at < hidden; at += step) f(at, kHeldGroups);
+}
+
+template <class T>
+using HeldGroups = Vector<T, kGroup<T>>[kHeldGroups + 1];  // the last one: of whatever is not kept
+
+// The weight, of which nothing waits for a grid ahead.
 template <class T, bool kWide>
-SKV_DEVICE void write_norm(T* out, const T* x, const T* weight, int64_t hidden, float epsilon,
-                           float squares) {
+SKV_DEVICE void hold_weight(HeldGroups<T>& held, const T* weight, int64_t hidden) {
+  const int64_t step = int64_t(blockDim.x) * kGroup<T>;
+#pragma unroll
+  for (int i = 0; i < kHeldGroups; ++i) {
+    const int64_t at = int64_t(threadIdx.x) * kGroup<T> + i * step;
+    if (at < hidden) held[i] = load_group<T, kWide>(weight, at, hidden);
+  }
+}
+
+// out = x / sqrt(mean(x^2) + epsilon) * weight, given the thread's share of the sum of squares and what it
+// holds of both; out may be x.
+template <class T, bool kWide>
+SKV_DEVICE void write_norm(T* out, const T* x, const T* weight, const HeldGroups<T>& held_x,
+                           const HeldGroups<T>& held_weight, int64_t hidden, float epsilon, float squares) {
   const float scale = rsqrtf(sum_over_cta(squares) / float(hidden) + epsilon);
-  for (int64_t at = int64_t(threadIdx.x) * kGroup<T>; at < hidden; at += int64_t(blockDim.x) * kGroup<T>) {
-    Vector<T, kGroup<T>> v = load_group<T, kWide>(x, at, hidden);
-    const Vector<T, kGroup<T>> w = load_group<T, kWide>(weight, at, hidden);
+  for_each_group<T>(hidden, [&](int64_t at, int i) {
+    Vector<T, kGroup<T>> v = i < kHeldGroups ? held_x[i] : load_group<T, kWide>(x, at, hidden);
+    const Vector<T, kGroup<T>> w =
+        i < kHeldGroups ? held_weight[i] : load_group<T, kWide>(weight, at, hidden);
 #pragma unroll
     for (int e = 0; e < kGroup<T>; ++e)
       v.at[e] = from_float<T>(to_float(v.at[e]) * scale * to_float(w.at[e]));
     store_group<T, kWide>(out, at, hidden, v);
-  }
+  });
 }
 
 // Threads of a row: a function of its length alone, as the order of the sum depends on it.

@@ -3,7 +3,8 @@
 // kernels on the CPU for tests.  Both provide, in namespace skv::prim:
 //
 //   launch(kernel, grid, threads, smem, stream, params)   sets attributes, launches, throws on error
-//   launch_overlapped(...)                launch, and with overlapped() set on a GPU of sm_90 or newer the grid may
+//   launch_overlapped(...)                launch, and with overlapped() set on a GPU of sm_90 or newer the
+//   grid may
 //                                      begin before the one launched ahead of it has ended
 //   overlapped()                       whether this thread's launches may overlap; a reference
 //   launch_dependents()                from here on the next grid may begin, if it was launched overlapped
@@ -42,3 +43,14 @@
 #else
 #include SKV_PRIM_EMULATION
 #endif
+
+namespace skv {
+namespace prim {
+
+inline bool& overlapped() {
+  static thread_local bool value = false;
+  return value;
+}
+
+}  // namespace prim
+}  // namespace skv

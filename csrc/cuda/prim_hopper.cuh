@@ -9,6 +9,7 @@
 //   bulk_load(dst, src, bytes, bar)    global -> shared, multiples of 16 bytes; bytes are counted at bar
 //   tma_load<rank>(dst, map, bar, at)  a box of a tensor; the whole box is counted, outside are zeros; at[0]
 //                                      begins at a multiple of 16 bytes
+//   tma_load_once<rank>(...)           the same, of what nobody reads again: the first to leave the L2 cache
 //   bulk_store(dst, src, bytes), tma_store<rank>(map, src, at)        shared -> global, then
 //   bulk_commit(), bulk_wait_read<n>() shared memory may be reused, bulk_wait<n>() written, of own groups
 //   prefetch_tensor_map(map)

@@ -81,6 +81,24 @@ SKV_DEVICE void tma_load(uint32_t dst, const TensorMap* map, uint32_t bar, const
 }
 #undef SKV_TMA_LOAD
 
+#define SKV_TMA_LOAD_ONCE(rank, coordinates, ...)                                        \
+  SKV_SM90(                                                                              \
+      "{\n.reg .b64 policy;\ncreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n" \
+      "cp.async.bulk.tensor." rank                                                       \
+      "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "       \
+      "[%0], [%1, {" coordinates "}], [%2], policy;\n}" ::"r"(dst),                      \
+      "l"(map), "r"(bar), __VA_ARGS__ : "memory")
+template <int kRank>
+SKV_DEVICE void tma_load_once(uint32_t dst, const TensorMap* map, uint32_t bar, const int (&at)[kRank]) {
+  static_assert(kRank == 2 || kRank == 4, "what kernels use");
+  if constexpr (kRank == 2) {
+    SKV_TMA_LOAD_ONCE("2", "%3, %4", "r"(at[0]), "r"(at[1]));
+  } else {
+    SKV_TMA_LOAD_ONCE("4", "%3, %4, %5, %6", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]));
+  }
+}
+#undef SKV_TMA_LOAD_ONCE
+
 #define SKV_TMA_STORE(rank, coordinates, ...)                                                     \
   SKV_SM90("cp.async.bulk.tensor." rank "d.global.shared::cta.tile.bulk_group [%0, {" coordinates \
            "}], [%1];" ::"l"(map),                                                                \

@@ -31,12 +31,8 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStr
   check(cudaGetLastError(), "kernel launch");
 }
 
-inline bool& overlapped() {
-  static thread_local bool value = false;
-  return value;
-}
-
 inline int compute_capability();
+inline bool& overlapped();
 
 template <class Params>
 void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,

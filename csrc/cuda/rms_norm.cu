@@ -17,7 +17,7 @@ void rms_norm(const RmsNormParams& p, void* stream) {
                       aligned(p.weight, sizeof(T), {}, 16);
     const auto kernel = wide ? rms_norm_kernel<T, true> : rms_norm_kernel<T, false>;
     prim::launch_overlapped(kernel, dim3(unsigned(p.rows)), norm_threads<T>(p.hidden), 0,
-                 static_cast<cudaStream_t>(stream), p);
+                            static_cast<cudaStream_t>(stream), p);
   });
 }
 

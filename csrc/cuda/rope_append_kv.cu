@@ -13,8 +13,8 @@ void launch_rope(const RopeAppendKvParams& p, cudaStream_t stream) {
   while (launch.width < kWarpSize && launch.width * kCount * kVectors < a.cache.head_dim) launch.width *= 2;
   const int groups_per_cta = kRopeWarps * kWarpSize / launch.width;
   const dim3 grid(unsigned(a.num_tokens), ceil_div(p.num_heads + 2 * a.cache.num_kv_heads, groups_per_cta));
-  prim::launch_overlapped(rope_append_kv_kernel<T, Cell, kCount, kVectors>, grid, kRopeWarps * kWarpSize, 0, stream,
-               launch);
+  prim::launch_overlapped(rope_append_kv_kernel<T, Cell, kCount, kVectors>, grid, kRopeWarps * kWarpSize, 0,
+                          stream, launch);
 }
 
 template <class T, class Cell>

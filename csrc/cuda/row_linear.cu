@@ -51,36 +51,29 @@ bool can_stream(const RowLinearLaunch& l) {
          fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) && prim::compute_capability() >= 90;
 }
 
-template <class T, int kChunk, int kRows>
+template <class T, int kRows>
 void launch_stream_of(StreamLaunch& launch, cudaStream_t stream) {
-  constexpr int kSmem = 200 * 1024;  // leaves room for small CTAs of other grids
-  static const int cap = getenv("SKV_T_CAP") ? atoi(getenv("SKV_T_CAP")) * 1024 : kSmem;
+  constexpr int kSmem = 150 * 1024;  // one CTA a multiprocessor, so that none gets two and another one none
+  constexpr int kPrefill = 120 * 1024;  // more, and the small grids ahead wait for memory behind it
   const RowLinearParams& p = launch.l.p;
-  const int stage = StreamStage<kChunk, kRows>::bytes(launch.warps);
-  launch.stages = std::min(kMostStreamStages, cap / stage);
-  launch.units = ceil_div(p.n, kGroupColumns * launch.warps);
+  const int stage = StreamStage<kRows>::bytes(launch.warps);
+  launch.units = int(ceil_div(p.n, kGroupColumns * launch.warps));
+  launch.stages = std::min(kMostStreamStages, kSmem / stage);
+  launch.prefill = kPrefill / stage;
+  launch.trigger = 2 * launch.stages;
   launch.x_map = stream_map(p.x, p.k, p.rows, p.x_stride, kRows);
   launch.weight_map = stream_map(p.weight, p.k, p.n, p.weight_stride, kGroupColumns * launch.warps);
-  const int64_t ctas = std::min<int64_t>(launch.units, prim::num_multiprocessors());
-  prim::launch_overlapped(row_linear_stream_kernel<T, kChunk, kRows>, dim3(unsigned(ctas)),
+  prim::launch_overlapped(row_linear_stream_kernel<T, kRows>,
+                          dim3(unsigned(std::min(launch.units, prim::num_multiprocessors()))),
                           (launch.warps + 1) * kWarpSize, size_t(launch.stages * stage), stream, launch);
 }
 
 template <class T>
 void launch_stream(const RowLinearLaunch& l, cudaStream_t stream) {
-  StreamLaunch launch{l, {}, {}, stream_warps(l.p.n, prim::num_multiprocessors()), 0, 0};
-  static const int chunk = getenv("SKV_T_CHUNK") ? atoi(getenv("SKV_T_CHUNK")) : 256;
-  static const int force = getenv("SKV_T_WARPS") ? atoi(getenv("SKV_T_WARPS")) : 0;
-  if (force && l.p.n / 8 / force >= 132) launch.warps = force;
-  if (chunk == 128) {
-    l.p.rows <= 8    ? launch_stream_of<T, 128, 8>(launch, stream)
-    : l.p.rows <= 16 ? launch_stream_of<T, 128, 16>(launch, stream)
-                     : launch_stream_of<T, 128, 32>(launch, stream);
-    return;
-  }
-  l.p.rows <= 8    ? launch_stream_of<T, 256, 8>(launch, stream)
-  : l.p.rows <= 16 ? launch_stream_of<T, 256, 16>(launch, stream)
-                   : launch_stream_of<T, 256, 32>(launch, stream);
+  StreamLaunch launch{l, {}, {}, stream_warps(l.p.n, prim::num_multiprocessors()), 0, 0, 0, 0};
+  l.p.rows <= 8    ? launch_stream_of<T, 8>(launch, stream)
+  : l.p.rows <= 16 ? launch_stream_of<T, 16>(launch, stream)
+                   : launch_stream_of<T, 32>(launch, stream);
 }
 
 template <class T>

@@ -5,13 +5,14 @@
 // in ascending order, x the A operand and the weight the B operand, accumulated in float32; then the bias;
 // then one rounding.  Past the end of k, up to whole blocks of 32, both operands are zeros.
 //
-// Which tile of rows and columns an element belongs to has no part in that.  Three tilings share the kernel
-// (row_linear_mma.cuh) and differ in nothing but which rows and columns a CTA takes and how far ahead it
-// copies: an element of any of them is the same mma steps on the same values, in the same roles and the same
-// k positions.  That is why no tiling splits k, and why few rows do not take the weight as the A operand,
-// which would need half the steps for 8 rows: how the hardware sums the products of one step is not
-// documented and may depend on the role.  That the sums of one step do not depend on the row or column of
-// the tile is an assumption too; the emulator cannot show it, tests/test_row_linear.py on a GPU does.
+// Which tile of rows and columns an element belongs to has no part in that.  Three tilings share a kernel
+// (row_linear_mma.cuh), a fourth one for few rows has its own on sm_90 and newer (row_linear_stream.cuh), and
+// they differ in nothing but which rows and columns a CTA takes and how it copies: an element of any of them
+// is the same mma steps on the same values, in the same roles and the same k positions.  That is why no
+// tiling splits k, and why few rows do not take the weight as the A operand, which would need half the steps
+// for 8 rows: how the hardware sums the products of one step is not documented and may depend on the role.
+// That the sums of one step do not depend on the row or column of the tile is an assumption too; the emulator
+// cannot show it, tests/test_row_linear.py on a GPU does.
 //
 // The kernel is our own and not CUTLASS's so that its order is in our hands, one for all tilings, and so that
 // the emulator runs it.  A wgmma path for many rows would sum in another order than mma does for few.
@@ -53,7 +54,7 @@ constexpr WeightLayout weight_layout(const RowLinearParams& p) {
   return {kGroupColumns * stride, stride, kBlockK};
 }
 
-// Which tiling a call takes: tiles of 16 x 32, 64 x 64 or 128 x 128 rows and columns.
+// Which tiling a call takes that is not streamed: tiles of 16 x 32, 64 x 64 or 128 x 128 rows and columns.
 enum class LinearTiling { kFewRows, kSomeRows, kManyRows };
 
 // The time of a tiling is that of its tiles in waves over the multiprocessors.  A small tile does less with

@@ -22,13 +22,16 @@ namespace skv {
 namespace cuda {
 
 constexpr int kMostStreamRows = 32, kMostStreamWarps = 8, kMostStreamStages = 16;
+constexpr int kStreamChunk = 256;                                                  // elements of k in a stage
 constexpr int kStreamBoxColumns = 64, kStreamBoxRowBytes = 2 * kStreamBoxColumns;  // what the swizzle spans
 
 struct StreamLaunch {
   RowLinearLaunch l;
   prim::TensorMap x_map, weight_map;  // [k, rows] and [k, columns]
   int warps, stages;                  // that sum; of the ring
-  int64_t units;                      // of 8 columns a warp
+  int units;                          // of 8 columns a warp
+  int prefill;                        // stages that are filled before the rows are there
+  int trigger;                        // chunks left to ask for when the next grid may begin
 };
 
 struct StreamShared {
@@ -44,9 +47,9 @@ struct StreamTile {
 
 // A stage is kBoxes boxes of 64 elements of k for the unit's columns, then as many for the rows: lines of 128
 // bytes, swizzled.  Outside of the matrices there are zeros.
-template <int kChunk, int kRows>
+template <int kRows>
 struct StreamStage {
-  static constexpr int kBoxes = kChunk / kStreamBoxColumns, kBlocks = kChunk / kBlockK;
+  static constexpr int kBoxes = kStreamChunk / kStreamBoxColumns, kBlocks = kStreamChunk / kBlockK;
   static constexpr int kRowBox = kRows * kStreamBoxRowBytes;
 
   SKV_DEVICE static uint32_t weight_box(int warps) {
@@ -67,49 +70,58 @@ struct StreamPlace {
   }
 };
 
+// A chunk of a CTA's units, in their order.
+struct StreamChunk {
+  int64_t k = 0;
+  int unit = int(blockIdx.x);
+
+  SKV_DEVICE void next(int64_t k_end) {
+    k += kStreamChunk;
+    if (k < k_end) return;
+    k = 0;
+    unit += int(gridDim.x);
+  }
+  SKV_DEVICE static int count(const StreamLaunch& launch) {
+    const int units = (launch.units - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
+    return units * int((launch.l.p.k + kStreamChunk - 1) / kStreamChunk);
+  }
+};
+
 // One lane copies.
-template <int kChunk, int kRows>
+template <int kRows>
 SKV_DEVICE void copy_stream(const StreamLaunch& launch, StreamShared& shared, uint32_t ring) {
-  using Stage = StreamStage<kChunk, kRows>;
+  using Stage = StreamStage<kRows>;
   const int64_t k_end = launch.l.p.k;
-  const int unit_columns = launch.warps * kGroupColumns, stages = launch.stages;
+  const int stages = launch.stages, bytes = Stage::bytes(launch.warps);
   const uint32_t weight_box = Stage::weight_box(launch.warps);
-  struct From {
-    int64_t unit, k;
-  };
-  const auto next = [&](From& f) {
-    f.k += kChunk;
-    if (f.k < k_end) return;
-    f.k = 0;
-    f.unit += gridDim.x;
-  };
-  const auto copy_weights = [&](const From& f, int slot) {
-    const uint32_t to = ring + uint32_t(slot * Stage::bytes(launch.warps)),
-                   bar = prim::smem_u32(&shared.full[slot]);
-    prim::mbar_arrive_expect_tx(bar, Stage::bytes(launch.warps));
+  int left = StreamChunk::count(launch);
+  const auto copy_weights = [&](const StreamChunk& chunk, int slot) {
+    const uint32_t to = ring + uint32_t(slot * bytes), bar = prim::smem_u32(&shared.full[slot]);
+    prim::mbar_arrive_expect_tx(bar, bytes);
 #pragma unroll
     for (int i = 0; i < Stage::kBoxes; ++i) {
-      const int at[2] = {int(f.k) + i * kStreamBoxColumns, int(f.unit) * unit_columns};
-      prim::tma_load<2>(to + uint32_t(i) * weight_box, &launch.weight_map, bar, at);
+      const int at[2] = {int(chunk.k) + i * kStreamBoxColumns, chunk.unit * launch.warps * kGroupColumns};
+      prim::tma_load_once<2>(to + uint32_t(i) * weight_box, &launch.weight_map, bar, at);
     }
+    if (--left == launch.trigger) prim::launch_dependents();
   };
-  const auto copy_rows = [&](const From& f, int slot) {
-    const uint32_t to = ring + uint32_t(slot * Stage::bytes(launch.warps)) + Stage::kBoxes * weight_box,
+  const auto copy_rows = [&](const StreamChunk& chunk, int slot) {
+    const uint32_t to = ring + uint32_t(slot * bytes) + Stage::kBoxes * weight_box,
                    bar = prim::smem_u32(&shared.full[slot]);
 #pragma unroll
     for (int i = 0; i < Stage::kBoxes; ++i) {
-      const int at[2] = {int(f.k) + i * kStreamBoxColumns, 0};
+      const int at[2] = {int(chunk.k) + i * kStreamBoxColumns, 0};
       prim::tma_load<2>(to + uint32_t(i * Stage::kRowBox), &launch.x_map, bar, at);
     }
   };
-  From weights{int64_t(blockIdx.x), 0}, x = weights;
+  if (left <= launch.trigger) prim::launch_dependents();
+  StreamChunk weights, x;
   StreamPlace at;
-  for (int i = 0; i < stages && weights.unit < launch.units; ++i, next(weights), at.next(stages)) {
-    copy_weights(weights, i);
-  }
+  const int prefill = min(launch.prefill, left);
+  for (int i = 0; i < prefill; ++i, weights.next(k_end), at.next(stages)) copy_weights(weights, i);
   prim::wait_for_grids();
-  for (int i = 0; i < stages && x.unit < launch.units; ++i, next(x)) copy_rows(x, i);
-  for (; weights.unit < launch.units; next(weights), at.next(stages)) {
+  for (int i = 0; i < prefill; ++i, x.next(k_end)) copy_rows(x, i);
+  for (; left > 0; weights.next(k_end), at.next(stages)) {
     prim::mbar_wait(prim::smem_u32(&shared.empty[at.slot]), at.parity ^ 1);
     copy_weights(weights, at.slot);
     copy_rows(weights, at.slot);
@@ -152,74 +164,87 @@ struct StreamFragments {
 };
 
 // A warp that sums.
-template <class T, int kChunk, int kRows>
+template <class T, int kRows>
 SKV_DEVICE void sum_stream(const StreamLaunch& launch, StreamShared& shared, uint32_t ring, int warp) {
-  using Stage = StreamStage<kChunk, kRows>;
+  using Stage = StreamStage<kRows>;
   using Fragments = StreamFragments<kRows>;
   constexpr int kRowSteps = Fragments::kRowSteps;
   const RowLinearParams& p = launch.l.p;
   const int unit_columns = launch.warps * kGroupColumns, lane = int(threadIdx.x) % kWarpSize;
   const uint32_t weight_box = Stage::weight_box(launch.warps);
-  const uint32_t first_weight = ring + uint32_t(warp * kGroupColumns * kStreamBoxRowBytes) +
-                                Fragments::column_at(lane),
+  const uint32_t first_weight =
+                     ring + uint32_t(warp * kGroupColumns * kStreamBoxRowBytes) + Fragments::column_at(lane),
                  first_row = ring + Stage::kBoxes * weight_box + Fragments::row_at(lane);
 
   StreamPlace at;
-  for (int64_t unit = blockIdx.x; unit < launch.units; unit += gridDim.x) {
+  Fragments f[2];
+  const auto load = [&](Fragments& to, const StreamPlace& place,
+                        int block) {  // two blocks of 64 bytes a line
+    const uint32_t stage = uint32_t(place.slot * Stage::bytes(launch.warps)),
+                   half = uint32_t(block % 2 * kBlockBytes);
+    to.load((first_row + stage + uint32_t(block / 2 * Stage::kRowBox)) ^ half,
+            (first_weight + stage + uint32_t(block / 2) * weight_box) ^ half);
+  };
+  // The first block of a chunk, before the last one of the chunk before is multiplied.
+  const auto begin = [&](const StreamPlace& place) {
+    prim::mbar_wait(prim::smem_u32(&shared.full[place.slot]), place.parity);
+    load(f[0], place, 0);
+  };
+  begin(at);
+  for (int unit = int(blockIdx.x); unit < launch.units; unit += int(gridDim.x)) {
     LinearWarp<T, StreamTile<kRows>> sums;
-    for (int64_t k = 0; k < p.k; k += kChunk, at.next(launch.stages)) {
-      const uint32_t stage = uint32_t(at.slot * Stage::bytes(launch.warps));
-      const auto load = [&](Fragments& f, int block) {  // two blocks of 64 bytes a line
-        const uint32_t half = uint32_t(block % 2 * kBlockBytes);
-        f.load((first_row + stage + uint32_t(block / 2 * Stage::kRowBox)) ^ half,
-               (first_weight + stage + uint32_t(block / 2) * weight_box) ^ half);
-      };
-      const auto multiply = [&](const Fragments& f) {
+    const auto multiply = [&](const Fragments& of) {
 #pragma unroll
-        for (int i = 0; i < 2 * kRowSteps; ++i) {
-          const int h = i / kRowSteps, r = i % kRowSteps;
-          prim::mma_m16n8k16<T>(sums.sum[r][0], f.rows[h][r], f.columns[2 * h], f.columns[2 * h + 1]);
-        }
-      };
-      prim::mbar_wait(prim::smem_u32(&shared.full[at.slot]), at.parity);
-      if (p.k - k >= kChunk) {
-        Fragments f[2];
-        load(f[0], 0);
+      for (int i = 0; i < 2 * kRowSteps; ++i) {
+        const int h = i / kRowSteps, r = i % kRowSteps;
+        prim::mma_m16n8k16<T>(sums.sum[r][0], of.rows[h][r], of.columns[2 * h], of.columns[2 * h + 1]);
+      }
+    };
+    for (int64_t k = 0; k < p.k; k += kStreamChunk) {
+      StreamPlace next = at;
+      next.next(launch.stages);
+      const bool more = k + kStreamChunk < p.k || unit + int(gridDim.x) < launch.units;
+      if (p.k - k >= kStreamChunk) {
 #pragma unroll
         for (int b = 0; b < Stage::kBlocks; ++b) {
-          if (b + 1 < Stage::kBlocks) load(f[(b + 1) % 2], b + 1);
+          if (b + 1 < Stage::kBlocks) {
+            load(f[(b + 1) % 2], at, b + 1);
+          } else if (more) {
+            begin(next);
+          }
           multiply(f[b % 2]);
         }
       } else {
+        multiply(f[0]);
 #pragma unroll 1
-        for (int b = 0; b * kBlockK < int(p.k - k); ++b) {
-          Fragments f;
-          load(f, b);
-          multiply(f);
+        for (int b = 1; b * kBlockK < int(p.k - k); ++b) {
+          load(f[0], at, b);
+          multiply(f[0]);
         }
+        if (more) begin(next);
       }
       __syncwarp();
       if (lane == 0) prim::mbar_arrive(prim::smem_u32(&shared.empty[at.slot]));
+      at = next;
     }
     sums.row = 0;
     sums.column = warp * kGroupColumns;
     if (p.out_dtype == DType::kFloat32) {
-      sums.template store<float>(launch.l, 0, unit * unit_columns);
+      sums.template store<float>(launch.l, 0, int64_t(unit) * unit_columns);
     } else {
-      sums.template store<T>(launch.l, 0, unit * unit_columns);
+      sums.template store<T>(launch.l, 0, int64_t(unit) * unit_columns);
     }
   }
 }
 
 // kRows: 8, 16 or 32, of which as many as there are.
-template <class T, int kChunk, int kRows>
+template <class T, int kRows>
 __global__ void __launch_bounds__((kMostStreamWarps + 1) * kWarpSize, 1)
     row_linear_stream_kernel(const __grid_constant__ StreamLaunch launch) {
   SKV_DYNAMIC_SMEM(smem);
   SKV_SHARED(shared, StreamShared);
   const uint32_t ring = prim::smem_u32(smem);
   const int warp = __shfl_sync(kFullMask, int(threadIdx.x) / kWarpSize, 0);
-  prim::launch_dependents();
   if (threadIdx.x == 0) {
     prim::prefetch_tensor_map(&launch.weight_map);
     prim::prefetch_tensor_map(&launch.x_map);
@@ -231,30 +256,26 @@ __global__ void __launch_bounds__((kMostStreamWarps + 1) * kWarpSize, 1)
   }
   __syncthreads();
   if (warp == launch.warps) {
-    if (threadIdx.x % kWarpSize == 0) copy_stream<kChunk, kRows>(launch, shared, ring);
+    if (threadIdx.x % kWarpSize == 0) copy_stream<kRows>(launch, shared, ring);
   } else {
     prim::wait_for_grids();  // out may be what a grid ahead still reads
-    sum_stream<T, kChunk, kRows>(launch, shared, ring, warp);
+    sum_stream<T, kRows>(launch, shared, ring, warp);
   }
 }
 
 // ---- host ----
 
-// Columns are handed out in units of 8 a warp: few enough that multiprocessors finish together, and, where
-// there are columns for it, chains enough to keep up with memory.
+// Columns are handed out in units of 8 a warp: as many warps as let multiprocessors finish together, within
+// 4 %; where there are columns for it, chains enough to keep up with memory.
 inline int stream_warps(int64_t n, int multiprocessors) {
   const auto over = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const int64_t each = over(over(n, kGroupColumns), multiprocessors);
-  int best = 0;
+  const auto cost = [&](int warps) { return over(over(n, kGroupColumns * warps), multiprocessors) * warps; };
+  const int fewest = int(std::min<int64_t>(over(over(n, kGroupColumns), multiprocessors), 4));
   int64_t least = INT64_MAX;
-  for (int warps = kMostStreamWarps; warps >= std::min<int64_t>(each, 4); --warps) {
-    const int64_t cost = over(over(n, kGroupColumns * warps), multiprocessors) * warps;
-    if (cost < least) {
-      least = cost;
-      best = warps;
-    }
-  }
-  return best;
+  for (int warps = fewest; warps <= kMostStreamWarps; ++warps) least = std::min(least, cost(warps));
+  int warps = kMostStreamWarps;
+  while (cost(warps) * 25 > least * 26) --warps;
+  return warps;
 }
 
 inline prim::TensorMap stream_map(const void* base, int64_t k, int64_t lines, int64_t stride, int box_lines) {

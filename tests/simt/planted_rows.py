@@ -2,6 +2,8 @@
 
 from .planted_bug import Bug, Kernel
 
+STREAM = "row_linear_stream.cuh"
+
 KERNELS = [
     Kernel(
         "norm_row",
@@ -11,11 +13,18 @@ KERNELS = [
         bugs={
             "barrier": [Bug("norm_row.cuh", "__syncthreads();", ";")],
             "init": [Bug("norm_row.cuh", "float total = 0.f;", "float total = 1.f;")],
-            "mask": [Bug("norm_row.cuh", "at + e < size ? row[at + e]", "at + e <= size ? row[at + e]")],
+            "mask": [
+                Bug("norm_row.cuh", "at + e < size ? row[at + e]", "at + e <= size ? row[at + e]"),
+                Bug("norm_row.cuh", "i < kHeldGroups ? held_x[i]", "i <= kHeldGroups ? held_x[i]"),
+                Bug("norm_row.cuh", "i < kHeldGroups ? held_weight[i]", "i <= kHeldGroups ? held_weight[i]"),
+            ],
             "tail": [
                 Bug("norm_row.cuh", "if (at + e < size) row[at + e]", "row[at + e]"),
                 Bug("norm_row.cuh", "w < blockDim.x / kWarpSize", "w + 1 < blockDim.x / kWarpSize"),
                 Bug("norm_row.cuh", "at < hidden;", "at + kGroup<T> < hidden;"),
+                Bug("norm_row.cuh", "at = first + kHeldGroups * step;", "at = first + (kHeldGroups + 1) * step;"),
+                Bug("norm_row.cuh", "if (first + i * step < hidden) f(", "f("),
+                Bug("norm_row.cuh", "if (at < hidden) held[i]", "held[i]"),
             ],
         },
     ),
@@ -27,7 +36,10 @@ KERNELS = [
         bugs={
             "init": [Bug("rms_norm.cuh", "float squares = 0.f;", "float squares = 9.f;")],
             "stride": [Bug("rms_norm.cuh", "* p.out_stride", "* p.input_stride")],
-            "tail": [Bug("rms_norm.cuh", "at < p.hidden;", "at + kGroup<T> < p.hidden;")],
+            "tail": [
+                Bug("rms_norm.cuh", "for_each_group<T>(p.hidden,", "for_each_group<T>(p.hidden - kGroup<T>,"),
+                Bug("rms_norm.cuh", "(x, at, p.hidden)", "(x, at, p.hidden + 1)"),
+            ],
             "align": [
                 Bug("rms_norm.cu", "aligned(p.out, sizeof(T), {p.out_stride}, 16)", "true"),
                 Bug("rms_norm.cu", "aligned(p.input, sizeof(T), {p.input_stride}, 16)", "true"),
@@ -44,13 +56,18 @@ KERNELS = [
         bugs={
             "init": [Bug("fused_add_rms_norm.cuh", "float squares = 0.f;", "float squares = 9.f;")],
             "stride": [Bug("fused_add_rms_norm.cuh", "* p.residual_stride", "* p.input_stride")],
-            "tail": [Bug("fused_add_rms_norm.cuh", "at < p.hidden;", "at + kGroup<T> < p.hidden;")],
+            "tail": [
+                Bug("fused_add_rms_norm.cuh", "for_each_group<T>(p.hidden,", "for_each_group<T>(p.hidden - kGroup<T>,"),
+                Bug("fused_add_rms_norm.cuh", "(residual, at, p.hidden)", "(residual, at, p.hidden + 1)"),
+            ],
             "align": [
                 Bug("fused_add_rms_norm.cu", "aligned(p.input, sizeof(T), {p.input_stride}, 16)", "true"),
                 Bug("fused_add_rms_norm.cu", "aligned(p.residual, sizeof(T), {p.residual_stride}, 16)", "true"),
                 Bug("fused_add_rms_norm.cu", "aligned(p.weight, sizeof(T), {}, 16)", "true"),
             ],
-            "order": [Bug("fused_add_rms_norm.cuh", "    store_group<T, kWide>(residual, at, p.hidden, sum);\n", "")],
+            "order": [
+                Bug("fused_add_rms_norm.cuh", "    store_group<T, kWide>(residual, at, p.hidden, sum[i]);\n", ""),
+            ],
         },
     ),
     Kernel(
@@ -111,9 +128,10 @@ KERNELS = [
             "align": [
                 Bug(
                     "row_linear.cu",
-                    "launch.x_aligned = aligned(p.x, sizeof(T), {p.x_stride}, 16);",
+                    "launch.x_aligned = aligned(p.x, size, {p.x_stride}, 16);",
                     "launch.x_aligned = true;",
                 ),
+                Bug("row_linear.cu", "{w.group_stride, w.column_stride, w.block_stride}, 16);", "{}, 1);"),
                 Bug(
                     "row_linear.cu",
                     "launch.out_paired = aligned(p.out, out_size, {p.out_stride}, 2 * out_size);",
@@ -127,6 +145,87 @@ KERNELS = [
             ],
             "order": [
                 Bug("row_linear_mma.cuh", "i < Tile::kStages - 1; ++i", "i < Tile::kStages; ++i"),
+            ],
+        },
+    ),
+    Kernel(
+        "row_linear_stream",
+        "row_linear",
+        none="fence bounds",
+        bugs={
+            "barrier": [Bug(STREAM, "__syncthreads();", "", "race")],
+            "syncwarp": [Bug(STREAM, "__syncwarp();", "", "race")],
+            "wait": [
+                Bug(STREAM, "prim::mbar_wait(prim::smem_u32(&shared.full[place.slot]), place.parity);", ""),
+                Bug(STREAM, "prim::mbar_wait(prim::smem_u32(&shared.empty[at.slot]), at.parity ^ 1);", ""),
+                Bug(STREAM, "at.parity ^ 1", "at.parity"),
+                Bug(STREAM, "parity ^= 1;", ""),
+            ],
+            "init": [
+                Bug(STREAM, "(&shared.empty[i]), launch.warps);", "(&shared.empty[i]), 1);", "race"),
+                Bug(
+                    STREAM,
+                    "for (int unit = int(blockIdx.x); unit < launch.units; unit += int(gridDim.x)) {\n"
+                    "    LinearWarp<T, StreamTile<kRows>> sums;",
+                    "LinearWarp<T, StreamTile<kRows>> sums;\n"
+                    "  for (int unit = int(blockIdx.x); unit < launch.units; unit += int(gridDim.x)) {",
+                ),
+                Bug(STREAM, "StreamChunk weights, x;", "StreamChunk weights, x;\n  x.k = kStreamBoxColumns;"),
+            ],
+            "mask": [
+                Bug(STREAM, "k + kStreamChunk < p.k ||", "k + kStreamChunk <= p.k ||"),
+                Bug(STREAM, "unit + int(gridDim.x) < launch.units", "unit + int(gridDim.x) <= launch.units"),
+                Bug(STREAM, "if (k < k_end) return;", "if (k <= k_end) return;"),
+                Bug("row_linear.cu", "l.p.rows <= kMostStreamRows", "l.p.rows <= kMostStreamRows + 1"),
+                Bug("row_linear.cu", "l.p.rows <= 8 ", "l.p.rows <= 9 "),
+                Bug("row_linear.cu", "l.p.rows <= 16 ", "l.p.rows <= 17 "),
+            ],
+            "stride": [
+                Bug(STREAM, "unit += int(gridDim.x);", "unit += 1;"),
+                Bug(STREAM, "unit += int(gridDim.x)) {", "unit += 1) {"),
+                Bug(STREAM, "chunk.unit * launch.warps * kGroupColumns", "chunk.unit * kGroupColumns"),
+                Bug(STREAM, "int64_t(unit) * unit_columns", "int64_t(unit) * StreamTile<kRows>::kColumns", nth=1),
+                Bug(STREAM, "block / 2 * Stage::kRowBox", "block / 2 * kStreamBoxRowBytes"),
+                Bug(STREAM, "(lane / 8 ^ lane % 8) * 16", "lane / 8 * 16"),
+                Bug("row_linear.cu", "p.rows, p.x_stride, kRows", "p.rows, p.weight_stride, kRows"),
+            ],
+            "tail": [
+                Bug(STREAM, "b * kBlockK < int(p.k - k)", "(b + 1) * kBlockK < int(p.k - k)"),
+                Bug(STREAM, "(launch.l.p.k + kStreamChunk - 1) / kStreamChunk", "launch.l.p.k / kStreamChunk"),
+                Bug(STREAM, "spec.size[0] = uint64_t(k);", "spec.size[0] = uint64_t(stride);"),
+                Bug(STREAM, "spec.size[1] = uint64_t(lines);", "spec.size[1] = uint64_t(lines + 1);"),
+                Bug(
+                    "row_linear.cu",
+                    "launch.units = int(ceil_div(p.n, kGroupColumns * launch.warps));",
+                    "launch.units = int(p.n) / (kGroupColumns * launch.warps);",
+                ),
+                Bug(
+                    "row_linear.cu",
+                    "std::min(launch.units, prim::num_multiprocessors())",
+                    "prim::num_multiprocessors()",
+                ),
+            ],
+            "align": [
+                Bug("row_linear.cu", "l.x_aligned && l.weight_aligned &&", "l.weight_aligned &&"),
+                Bug("row_linear.cu", "l.x_aligned && l.weight_aligned &&", "l.x_aligned &&"),
+            ],
+            "narrow": [Bug(STREAM, "uint64_t(2 * stride)", "uint32_t(2 * stride)")],
+            "order": [
+                Bug(
+                    STREAM,
+                    "prim::mbar_wait(prim::smem_u32(&shared.empty[at.slot]), at.parity ^ 1);\n"
+                    "    copy_weights(weights, at.slot);",
+                    "copy_weights(weights, at.slot);\n"
+                    "    prim::mbar_wait(prim::smem_u32(&shared.empty[at.slot]), at.parity ^ 1);",
+                ),
+                Bug(
+                    STREAM,
+                    "next.next(launch.stages);",
+                    "next.next(launch.stages);\n"
+                    "      if (lane == 0) prim::mbar_arrive(prim::smem_u32(&shared.empty[at.slot]));\n"
+                    "      const int lane = kWarpSize;",
+                    "race",
+                ),
             ],
         },
     ),

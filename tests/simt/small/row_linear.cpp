@@ -1,5 +1,6 @@
-// row_linear and pack_linear_weight: every tiling, k that ends within a block and a stage, plain weights of
-// any stride and packed ones, rows and columns past a tile; NaN wherever nothing may be read.
+// row_linear and pack_linear_weight: every tiling and the kernel of sm_90, k that ends within a block, a
+// stage and a chunk, plain weights of any stride and packed ones, rows and columns past a tile; NaN wherever
+// nothing may be read.
 #include "row_linear.cu"
 
 #include "pack_linear_weight.cu"
@@ -15,6 +16,12 @@ struct Shape {
   int x_shift, weight_shift, out_shift;  // elements that the tensors begin later than aligned memory
   int gap;                               // between rows, beyond whole 16 bytes
   bool packed, wide, bias;
+};
+
+// The emulated device is one of sm_90, where few rows stream.
+struct OnHopper {
+  OnHopper() { simt::set_compute_capability(90); }
+  ~OnHopper() { simt::set_compute_capability(80); }
 };
 
 // Every sum is exact in float32, whatever its order; the fused bias and one rounding are not.
@@ -37,13 +44,15 @@ void multiply(DType dtype, DType out_dtype, const Shape& s) {
     bias[j] = T(small::number(j) / 3);
   }
   std::vector<Out> want = small::copy_of(out);
+  std::vector<float> row(s.k), columns(size_t(s.n) * s.k);
+  for (int i = 0; i < s.n * s.k; ++i) {
+    columns[i] = float(weight[s.weight_shift + i / s.k * weight_stride + i % s.k]);
+  }
   for (int r = 0; r < s.rows; ++r) {
+    for (int k = 0; k < s.k; ++k) row[k] = float(x[s.x_shift + r * x_stride + k]);
     for (int j = 0; j < s.n; ++j) {
       double sum = 0;
-      for (int k = 0; k < s.k; ++k) {
-        sum += double(float(x[s.x_shift + r * x_stride + k])) *
-               double(float(weight[s.weight_shift + j * weight_stride + k]));
-      }
+      for (int k = 0; k < s.k; ++k) sum += double(row[k]) * double(columns[j * s.k + k]);
       const float exact = float(sum);
       want[s.out_shift + r * out_stride + j] = Out(s.bias ? exact + float(bias[j]) : exact);
     }
@@ -100,6 +109,30 @@ void some_rows() { half({50, 70, 420, 0, 0, 0, 0, false, false, true}); }
 void some_rows_anywhere() { half({66, 33, 40, 1, 1, 1, 1, false, true, false}); }
 void many_rows() { half({130, 136, 136, 0, 0, 0, 0, true, false, true}); }
 void nothing_to_sum() { half({3, 5, 0, 0, 0, 0, 0, false, false, true}); }
+
+void bf16(const Shape& s) {
+  s.wide ? multiply<__nv_bfloat16, float>(DType::kBFloat16, DType::kFloat32, s)
+         : multiply<__nv_bfloat16, __nv_bfloat16>(DType::kBFloat16, DType::kBFloat16, s);
+}
+void streams() {
+  OnHopper device;
+  half({1, 17, 37, 0, 0, 0, 0, false, false, false});  // three units: one multiprocessor has none
+  half({3, 1, 200, 0, 0, 1, 8, false, true, true});
+  bf16({5, 459, 517, 0, 0, 0, 8, false, true, true});    // three units a CTA, more chunks than stages
+  half({8, 250, 1354, 0, 0, 0, 0, false, false, true});  // one unit a CTA, more chunks than stages
+  half({9, 270, 600, 0, 0, 1, 8, false, false, true});   // two units for some CTAs
+  bf16({16, 40, 512, 0, 0, 0, 0, false, false, false});  // whole chunks
+  half({17, 70, 326, 0, 0, 0, 0, false, true, true});
+  half({32, 256, 808, 0, 0, 0, 0, false, false, false});  // the smallest ring, three stages
+}
+void what_does_not_stream() {
+  OnHopper device;
+  half({33, 9, 64, 0, 0, 0, 0, false, false, false});
+  half({2, 9, 64, 1, 0, 0, 0, false, false, false});
+  half({2, 9, 64, 0, 1, 0, 0, false, false, false});
+  half({2, 8, 64, 0, 0, 0, 0, true, false, false});
+  half({3, 5, 0, 0, 0, 0, 0, false, false, true});
+}
 void f32() {
   multiply<float, float>(DType::kFloat32, DType::kFloat32, {17, 70, 300, 0, 0, 0, 0, true, false, true});
 }
@@ -108,10 +141,9 @@ void f32_few() {
 }
 
 // Bits of a row in every tiling, where the order of a sum shows.
-void same_bits() {
-  constexpr int kRows = 130, kColumns = 136, kK = 72;
-  Buffer<__half> x(kRows * kK), weight(kColumns * kK);
-  Buffer<float> all(kRows * kColumns), one(kColumns), some(40 * kColumns);
+void same_bits_of(int k) {
+  constexpr int kRows = 130, kColumns = 136;
+  Buffer<__half> x(kRows * k), weight(kColumns * k);
   for (size_t i = 0; i < x.size(); ++i) x[i] = __half(std::ldexp(small::number(i), int(i % 13) - 8));
   for (size_t i = 0; i < weight.size(); ++i)
     weight[i] = __half(std::ldexp(small::number(i + 99), int(i % 11) - 6));
@@ -119,23 +151,32 @@ void same_bits() {
   p.out_dtype = DType::kFloat32;
   p.dtype = DType::kFloat16;
   p.out_stride = p.n = kColumns;
-  p.x_stride = p.weight_stride = p.k = kK;
+  p.x_stride = p.weight_stride = p.k = k;
   p.weight = weight.data();
   const auto run = [&](Buffer<float>& out, int first, int rows) {
     p.out = out.data();
-    p.x = x.data() + first * kK;
+    p.x = x.data() + first * k;
     p.rows = rows;
     cuda::row_linear(p, nullptr);
   };
+  Buffer<float> all(kRows * kColumns);
   run(all, 0, kRows);
-  run(some, 77, 40);
-  small::expect_same(some, std::vector<float>(&all[77 * kColumns], &all[77 * kColumns] + 40 * kColumns),
-                     "40 rows");
-  for (int row : {0, 129}) {
-    run(one, row, 1);
-    small::expect_same(one, std::vector<float>(&all[row * kColumns], &all[row * kColumns] + kColumns),
-                       "one row");
-  }
+  const auto compare = [&](int first, int rows) {
+    Buffer<float> some(rows * kColumns);
+    run(some, first, rows);
+    small::expect_same(some,
+                       std::vector<float>(&all[first * kColumns], &all[first * kColumns] + rows * kColumns),
+                       (std::to_string(rows) + " rows").c_str());
+  };
+  compare(0, 1);
+  compare(129, 1);
+  compare(77, 40);
+  OnHopper device;
+  for (int rows : {1, 8, 9, 17, 32}) compare(98, rows);
+}
+void same_bits() {
+  same_bits_of(72);
+  same_bits_of(600);
 }
 
 template <class T>
@@ -166,7 +207,11 @@ void far_apart(DType dtype) {
     }
   }
 }
-void far_apart_halves() { far_apart<__half>(DType::kFloat16); }
+void far_apart_halves() {
+  far_apart<__half>(DType::kFloat16);
+  OnHopper device;
+  far_apart<__half>(DType::kFloat16);
+}
 void far_apart_floats() { far_apart<float>(DType::kFloat32); }
 
 // The table of tilings: rows alone decide up to 16; then whether large tiles keep the device busy.
@@ -188,8 +233,9 @@ void tilings() {
 }  // namespace
 
 int main() {
-  return small::run({tilings, few_rows, few_rows_anywhere, weights_anywhere, packed_blocks, packed_rows,
-                     packed_unaligned, packed_odd, some_rows, some_rows_anywhere, many_rows, nothing_to_sum,
-                     f32, f32_few, same_bits, far_apart_halves, far_apart_floats},
-                    2);
+  return small::run(
+      {tilings, few_rows, few_rows_anywhere, weights_anywhere, packed_blocks, packed_rows, packed_unaligned,
+       packed_odd, some_rows, some_rows_anywhere, many_rows, nothing_to_sum, streams, what_does_not_stream,
+       f32, f32_few, same_bits, far_apart_halves, far_apart_floats},
+      2);
 }

@@ -109,6 +109,8 @@ void fused(DType dtype, int hidden, Shifts shift) {
 void norms() {
   norm<float>(DType::kFloat32, 296, {0, 0, 0});
   norm<float>(DType::kFloat32, 1301, {0, 0, 0});  // more groups than threads, and a part of one
+  norm<float>(DType::kFloat32, 4500, {0, 0, 0});  // more than a thread keeps
+  norm<float>(DType::kFloat32, 4501, {0, 0, 0});
   norm<__half>(DType::kFloat16, 48, {0, 0, 1});
   norm<__half>(DType::kFloat16, 48, {1, 0, 0});
   norm<__half>(DType::kFloat16, 48, {0, 1, 0});
@@ -116,6 +118,8 @@ void norms() {
 void fused_norms() {
   fused<float>(DType::kFloat32, 296, {0, 0, 0});
   fused<float>(DType::kFloat32, 1301, {0, 0, 0});
+  fused<float>(DType::kFloat32, 4500, {0, 0, 0});
+  fused<float>(DType::kFloat32, 4501, {0, 0, 0});
   fused<__half>(DType::kFloat16, 48, {0, 0, 1});
   fused<__half>(DType::kFloat16, 48, {1, 0, 0});
   fused<__half>(DType::kFloat16, 48, {0, 1, 0});

@@ -40,10 +40,7 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStr
 }
 
 // Grids run one after another, whatever is asked for.
-inline bool& overlapped() {
-  static thread_local bool value = false;
-  return value;
-}
+inline bool& overlapped();
 template <class Params>
 void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,
                        const Identity<Params>& params) {

@@ -50,6 +50,11 @@ inline void tma_load(uint32_t dst, const TensorMap* map, uint32_t bar, const int
   simt::tensor_load(dst, tensor_map_of(map), bar, at, kRank, SIMT_HERE);
 }
 template <int kRank>
+inline void tma_load_once(uint32_t dst, const TensorMap* map, uint32_t bar, const int (&at)[kRank],
+                          SIMT_LOC) {
+  simt::tensor_load(dst, tensor_map_of(map), bar, at, kRank, SIMT_HERE);
+}
+template <int kRank>
 inline void tma_store(const TensorMap* map, uint32_t src, const int (&at)[kRank], SIMT_LOC) {
   simt::tensor_store(tensor_map_of(map), src, at, kRank, SIMT_HERE);
 }
