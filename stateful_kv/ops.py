@@ -424,7 +424,7 @@ def schedule_delta_prefill(
 
 @contextlib.contextmanager
 def overlapping_launches(enabled: bool = True) -> Iterator[None]:
-    """Lets a CUDA kernel of this thread begin while the one ahead of it still runs, on GPUs of sm_90 and newer.
+    """Lets a CUDA kernel of this thread begin while the one ahead of it still runs, on GPUs of sm_90 (Hopper).
 
     A kernel then does what it can without waiting (fetches weights into shared memory, keys and values of earlier
     tokens) and waits for all kernels ahead before it reads what they wrote or writes anything. rms_norm,
@@ -432,9 +432,9 @@ def overlapping_launches(enabled: bool = True) -> Iterator[None]:
     kernel of the stream keeps its place. Results are the same.
 
     It holds for a loop of layers on one stream. Inside, no taking-part op may write what another one reads as weights
-    (of norms or linears), positions, cos_sin_cache, slot_mapping, block_table, lengths or schedule, or KV of other
-    tokens than delta_prefill is then asked about; calls that share a schedule come one after another. Graphs captured
-    inside keep it. Elsewhere, and on the CPU, it does nothing.
+    (of norms or linears), positions, cos_sin_cache, slot_mapping, block_table, lengths, masks, scales or schedule, nor
+    KV of other tokens than delta_prefill's query is of; calls that share a schedule come one after another. Graphs
+    captured inside keep it. Elsewhere, and on the CPU, it does nothing.
     Source: programmatic dependent launch (CUDA C++ Programming Guide).
     """
     before = _op.overlap_launches(enabled)

@@ -67,6 +67,8 @@ def test_an_engine_gives_the_same_bits(monkeypatch, contexts, deterministic):
 
 
 def test_the_switch_is_put_back():
+    schema = torch.ops.stateful_kv.overlap_launches.default._schema
+    assert str(schema) == "stateful_kv::overlap_launches(bool enabled) -> bool"
     assert torch.ops.stateful_kv.overlap_launches(False) is False
     with ops.overlapping_launches():
         with ops.overlapping_launches(False):

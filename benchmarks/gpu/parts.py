@@ -150,6 +150,7 @@ def prim_steps(setting: Setting) -> list[Step]:
     program = setting.folder / "prim_check"
     gencode = f"arch=compute_{arch},code=sm_{arch}"
     compile_it = ["nvcc", "-std=c++17", "-gencode", gencode, "-I", str(ROOT / "csrc" / "cuda"), "-o", str(program)]
+    compile_it += ["-DSKV_SM90_CODE"] if setting.capability == "9.0" else []
     return [
         Step("compile prims", [*compile_it, str(source)], 200),
         Step("prim functions", [str(program)], 60, prim_summary),

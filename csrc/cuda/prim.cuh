@@ -3,8 +3,8 @@
 // kernels on the CPU for tests.  Both provide, in namespace skv::prim:
 //
 //   launch(kernel, grid, threads, smem, stream, params)   sets attributes, launches, throws on error
-//   launch_overlapped(...)                launch, and with overlapped() set on a GPU of sm_90 or newer the
-//   grid may
+//   runs_sm90_code()                   whether the device is of sm_90 and kernels were compiled for it
+//   launch_overlapped(...)             launch, and where that holds and overlapped() is set, the grid may
 //                                      begin before the one launched ahead of it has ended
 //   overlapped()                       whether this thread's launches may overlap; a reference
 //   launch_dependents()                from here on the next grid may begin, if it was launched overlapped

@@ -34,10 +34,18 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStr
 inline int compute_capability();
 inline bool& overlapped();
 
+inline bool runs_sm90_code() {
+#if defined(SKV_SM90_CODE)
+  return compute_capability() == 90;
+#else
+  return false;
+#endif
+}
+
 template <class Params>
 void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,
                        const Identity<Params>& params) {
-  if (!overlapped() || compute_capability() < 90) return launch(kernel, grid, threads, smem, stream, params);
+  if (!overlapped() || !runs_sm90_code()) return launch(kernel, grid, threads, smem, stream, params);
   if (smem > 48 * 1024) {
     const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, int(smem)),
@@ -88,7 +96,7 @@ inline SharedMemory shared_memory() {
   return {cta, multiprocessor};
 }
 
-// Nothing before sm_90, where grids never overlap.
+// Nothing in code for older GPUs, whose grids never overlap.
 SKV_DEVICE void launch_dependents() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

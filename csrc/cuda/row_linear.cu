@@ -48,7 +48,7 @@ bool can_stream(const RowLinearLaunch& l) {
     return lines == 1 || (stride >= l.p.k && stride < int64_t(1) << 36);
   };
   return l.p.rows <= kMostStreamRows && !l.p.packed && l.p.k > 0 && l.x_aligned && l.weight_aligned &&
-         fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) && prim::compute_capability() >= 90;
+         fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) && prim::runs_sm90_code();
 }
 
 template <class T, int kRows>

@@ -6,7 +6,7 @@
 // then one rounding.  Past the end of k, up to whole blocks of 32, both operands are zeros.
 //
 // Which tile of rows and columns an element belongs to has no part in that.  Three tilings share a kernel
-// (row_linear_mma.cuh), a fourth one for few rows has its own on sm_90 and newer (row_linear_stream.cuh), and
+// (row_linear_mma.cuh), a fourth one for few rows has its own on sm_90 (row_linear_stream.cuh), and
 // they differ in nothing but which rows and columns a CTA takes and how it copies: an element of any of them
 // is the same mma steps on the same values, in the same roles and the same k positions.  That is why no
 // tiling splits k, and why few rows do not take the weight as the A operand, which would need half the steps

@@ -1,4 +1,4 @@
-// The kernel of row_linear for few rows of fp16 and bf16 on sm_90 and newer: reads the weights at the speed
+// The kernel of row_linear for few rows of fp16 and bf16 on sm_90: reads the weights at the speed
 // of memory, and begins to before the rows are there.
 //
 // A CTA a multiprocessor takes units of 8 columns a warp, one after another.  One warp copies: chunks along k

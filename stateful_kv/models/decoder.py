@@ -48,7 +48,7 @@ STREAMED_ROWS = 32  # up to which row_linear reads weights faster than torch's l
 def streams_weights(weight: Tensor) -> bool:
     """Whether ops.row_linear has its kernel for few rows on this weight's device."""
     is_half = weight.dtype in (torch.float16, torch.bfloat16)
-    return weight.device.type == "cuda" and is_half and torch.cuda.get_device_capability(weight.device) >= (9, 0)
+    return weight.device.type == "cuda" and is_half and torch.cuda.get_device_capability(weight.device) == (9, 0)
 
 
 class Linear:

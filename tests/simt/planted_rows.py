@@ -192,6 +192,7 @@ KERNELS = [
             "tail": [
                 Bug(STREAM, "b * kBlockK < int(p.k - k)", "(b + 1) * kBlockK < int(p.k - k)"),
                 Bug(STREAM, "(launch.l.p.k + kStreamChunk - 1) / kStreamChunk", "launch.l.p.k / kStreamChunk"),
+                Bug(STREAM, "min(launch.prefill, left)", "launch.prefill"),
                 Bug(STREAM, "spec.size[0] = uint64_t(k);", "spec.size[0] = uint64_t(stride);"),
                 Bug(STREAM, "spec.size[1] = uint64_t(lines);", "spec.size[1] = uint64_t(lines + 1);"),
                 Bug(

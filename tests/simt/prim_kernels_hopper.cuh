@@ -162,7 +162,7 @@ struct BoxParams {
   int at[5];
 };
 
-template <int kRank, Swizzle kSwizzle, int kElement>
+template <int kRank, Swizzle kSwizzle, int kElement, bool kOnce>
 __global__ void tma_load_kernel(const __grid_constant__ BoxParams p) {
   SKV_DYNAMIC_SMEM(smem);
   SKV_SHARED(bar_word, uint64_t);
@@ -175,19 +175,23 @@ __global__ void tma_load_kernel(const __grid_constant__ BoxParams p) {
     int at[kRank];
     for (int k = 0; k < kRank; ++k) at[k] = p.at[k];
     prim::mbar_arrive_expect_tx(bar, kBytes);
-    prim::tma_load<kRank>(prim::smem_u32(smem), &p.map, bar, at);
+    if constexpr (kOnce) {
+      prim::tma_load_once<kRank>(prim::smem_u32(smem), &p.map, bar, at);
+    } else {
+      prim::tma_load<kRank>(prim::smem_u32(smem), &p.map, bar, at);
+    }
   }
   __syncthreads();
   prim::mbar_wait(bar, 0);
   const uint32_t* words = reinterpret_cast<const uint32_t*>(smem);
   for (int i = int(threadIdx.x); i < kBytes / 4; i += int(blockDim.x)) p.out[i] = words[i];
 }
-template <int kRank, Swizzle kSwizzle, int kElement>
+template <int kRank, Swizzle kSwizzle, int kElement, bool kOnce>
 void launch_tma_load(const uint32_t* in, uint32_t* out, cudaStream_t stream) {
   using B = Box<kRank, kSwizzle, kElement>;
   BoxParams p{B::map(in), in, out, {}};
   for (int k = 0; k < kRank; ++k) p.at[k] = B::kAt[k];
-  prim::launch(tma_load_kernel<kRank, kSwizzle, kElement>, dim3(1), 64, size_t(B::kBytes), stream, p);
+  prim::launch(tma_load_kernel<kRank, kSwizzle, kElement, kOnce>, dim3(1), 64, size_t(B::kBytes), stream, p);
 }
 template <int kRank, Swizzle kSwizzle, int kElement>
 void expect_tma_load(const uint32_t* in, uint32_t* want) {
@@ -355,7 +359,40 @@ PrimCase wgmma_case(const char* name) {
           Case::fill,   launch_words<wgmma_kernel<T, kN, kA, kTransposedB, kSwizzle>, 1, 128, kImage * 4>,
           Case::expect, 0};
 }
-template <int kRank, Swizzle kSwizzle, int kElement = 2>
+// Grids that overlap: each but the first begins early, and reads what other CTAs of the one ahead wrote, some
+// of them late.
+constexpr int kOverlapWords = 4096, kOverlapThreads = 64, kOverlapGrids = 8;
+
+struct OverlapParams {
+  const uint32_t* from;
+  uint32_t* to;
+};
+inline __global__ void overlap_kernel(const __grid_constant__ OverlapParams p) {
+  prim::launch_dependents();
+  int delay = int(blockIdx.x);
+  for (int i = 0; i < int(blockIdx.x) * 64; ++i) delay = prim::opaque(delay ^ i);
+  prim::wait_for_grids();
+  const int at = int(blockIdx.x * blockDim.x + threadIdx.x);
+  p.to[at] = p.from[kOverlapWords - 1 - at] * 3 + uint32_t(delay < 0);
+}
+inline void launch_overlap(const uint32_t* in, uint32_t* out, cudaStream_t stream) {
+  prim::overlapped() = true;
+  for (int grid = 0; grid < kOverlapGrids; ++grid) {
+    const uint32_t* from = grid == 0 ? in : out + (grid + 1) % 2 * kOverlapWords;
+    prim::launch_overlapped(overlap_kernel, dim3(kOverlapWords / kOverlapThreads), kOverlapThreads, 0, stream,
+                            OverlapParams{from, out + grid % 2 * kOverlapWords});
+  }
+  prim::overlapped() = false;
+}
+inline void expect_overlap(const uint32_t* in, uint32_t* want) {
+  for (int grid = 0; grid < kOverlapGrids; ++grid) {
+    const uint32_t* from = grid == 0 ? in : want + (grid + 1) % 2 * kOverlapWords;
+    uint32_t* to = want + grid % 2 * kOverlapWords;
+    for (int i = 0; i < kOverlapWords; ++i) to[i] = from[kOverlapWords - 1 - i] * 3;
+  }
+}
+
+template <int kRank, Swizzle kSwizzle, int kElement = 2, bool kOnce = false>
 PrimCase tma_load_case(const char* name) {
   using B = Box<kRank, kSwizzle, kElement>;
   return {name,
@@ -363,7 +400,7 @@ PrimCase tma_load_case(const char* name) {
           B::kTensorWords,
           B::kBytes / 4,
           fill_hash<B::kTensorWords>,
-          launch_tma_load<kRank, kSwizzle, kElement>,
+          launch_tma_load<kRank, kSwizzle, kElement, kOnce>,
           expect_tma_load<kRank, kSwizzle, kElement>,
           0};
 }
@@ -403,6 +440,10 @@ inline std::vector<PrimCase> hopper_cases() {
       tma_load_case<5, k128>("tma_load 5D, swizzle 128"),
       tma_load_case<5, kNone>("tma_load 5D"),
       tma_load_case<4, kNone, 1>("tma_load 4D of bytes"),
+      tma_load_case<2, k128, 2, true>("tma_load_once 2D, swizzle 128"),
+      tma_load_case<4, k128, 2, true>("tma_load_once 4D, swizzle 128"),
+      {"launch_overlapped", k90, kOverlapWords, 2 * kOverlapWords, fill_hash<kOverlapWords>, launch_overlap,
+       expect_overlap, 0},
       tma_store_case<2, kNone>("tma_store 2D"),
       tma_store_case<3, k32>("tma_store 3D, swizzle 32"),
       tma_store_case<4, k64>("tma_store 4D, swizzle 64"),

@@ -118,10 +118,10 @@ void streams() {
   OnHopper device;
   half({1, 17, 37, 0, 0, 0, 0, false, false, false});  // three units: one multiprocessor has none
   half({3, 1, 200, 0, 0, 1, 8, false, true, true});
-  bf16({5, 459, 517, 0, 0, 0, 8, false, true, true});    // three units a CTA, more chunks than stages
-  half({8, 250, 1354, 0, 0, 0, 0, false, false, true});  // one unit a CTA, more chunks than stages
-  half({9, 270, 600, 0, 0, 1, 8, false, false, true});   // two units for some CTAs
-  bf16({16, 40, 512, 0, 0, 0, 0, false, false, false});  // whole chunks
+  bf16({5, 459, 517, 0, 0, 0, 8, false, true, true});     // three units a CTA, more chunks than stages
+  half({8, 250, 1354, 0, 0, 0, 0, false, false, true});   // one unit a CTA, more chunks than stages
+  half({9, 270, 600, 0, 0, 1, 8, false, false, true});    // two units for some CTAs
+  bf16({16, 270, 512, 0, 0, 0, 0, false, false, false});  // the same of whole chunks
   half({17, 70, 326, 0, 0, 0, 0, false, true, true});
   half({32, 256, 808, 0, 0, 0, 0, false, false, false});  // the smallest ring, three stages
 }

@@ -53,6 +53,7 @@ inline void zero_async(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0, 
 inline int num_multiprocessors() { return 4; }  // few, so that small cases split their work too
 
 inline int compute_capability() { return simt::compute_capability(); }
+inline bool runs_sm90_code() { return compute_capability() == 90; }
 
 struct SharedMemory {
   int64_t per_cta, per_multiprocessor;
