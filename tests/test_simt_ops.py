@@ -52,6 +52,7 @@ def chosen(kind, capability):
         return FILES, " and not ".join(["simt", *(SAID_ONCE if kind != "plain" else ())])
     files = sorted(TESTS.glob("test_delta_prefill*.py"))
     if kind == "plain":
+        files.append(TESTS / "test_row_linear.py")
         return files, " and not ".join(["simt", *NOT_ON_SM90])
     return files, f"simt and ({' or '.join(f'({name})' for name in SOME_ON_SM90)})"
 

@@ -48,7 +48,8 @@ bool can_stream(const RowLinearLaunch& l) {
     return lines == 1 || (stride >= l.p.k && stride < int64_t(1) << 36);
   };
   return l.p.rows <= kMostStreamRows && !l.p.packed && l.p.k > 0 && l.x_aligned && l.weight_aligned &&
-         fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) && prim::runs_sm90_code();
+         fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) &&
+         std::max(l.p.n, l.p.k) <= INT32_MAX && prim::runs_sm90_code();
 }
 
 template <class T, int kRows>
@@ -59,7 +60,7 @@ void launch_stream_of(StreamLaunch& launch, cudaStream_t stream) {
   const int stage = StreamStage<kRows>::bytes(launch.warps);
   launch.units = int(ceil_div(p.n, kGroupColumns * launch.warps));
   launch.stages = std::min(kMostStreamStages, kSmem / stage);
-  launch.prefill = kPrefill / stage;
+  launch.prefill = std::min(launch.stages, kPrefill / stage);
   launch.trigger = 2 * launch.stages;
   launch.x_map = stream_map(p.x, p.k, p.rows, p.x_stride, kRows);
   launch.weight_map = stream_map(p.weight, p.k, p.n, p.weight_stride, kGroupColumns * launch.warps);

@@ -227,8 +227,6 @@ SKV_DEVICE void sum_stream(const StreamLaunch& launch, StreamShared& shared, uin
       if (lane == 0) prim::mbar_arrive(prim::smem_u32(&shared.empty[at.slot]));
       at = next;
     }
-    sums.row = 0;
-    sums.column = warp * kGroupColumns;
     if (p.out_dtype == DType::kFloat32) {
       sums.template store<float>(launch.l, 0, int64_t(unit) * unit_columns);
     } else {

@@ -69,7 +69,7 @@ KERNELS = [
                 Bug(LOAD, "key0 + row < item.key_end) continue;", "key0 + row <= item.key_end) continue;"),
                 Bug(TILE, "return begin || end;", "return begin;"),
                 Bug(TILE, "return begin || end;", "return end;"),
-                Bug(KERNEL, "const bool there = of_item < item.num_rows;", "const bool there = true;"),
+                Bug(KERNEL, "const int here = min(item.num_rows - rows.group * 64, 64);", "const int here = 64;"),
             ],
             "align": [
                 Bug(LOAD, "load_eight(from, launch.kv_aligned)", "load_eight(from, true)", "asan"),
