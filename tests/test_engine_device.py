@@ -133,6 +133,7 @@ def test_linears_of_a_gpu_are_torchs_until_an_engine_is_deterministic(checkpoint
     class OnAGpu(decoder.Linear):
         def __init__(self, weight, bias=None):
             self.weight, self.transposed, self.bias, self.is_row_independent = weight, weight.t(), bias, False
+            self.streamed_rows = 0  # a GPU that does not stream weights
 
     monkeypatch.setattr(decoder, "Linear", OnAGpu)
     model = skv.models.load(checkpoint, torch.device("cpu"))

@@ -61,7 +61,7 @@ KERNELS = [
                 ),
             ],
             "init": [
-                Bug("delta_prefill.cu", "prim::zero_async(launch.tickets, size_t(plan.num_tickets) * 4, s);", ";"),
+                Bug("delta_schedule_kernel.cuh", "tickets[i] = 0;", "tickets[i] = 1;"),
                 Bug(
                     "attention_rows.cuh",
                     "s[r][n][0] = s[r][n][1] = s[r][n][2] = s[r][n][3] = 0.f;",
