@@ -75,6 +75,8 @@ def test_attention_and_linears_run_on_tensor_cores_and_asynchronous_copies():
                 continue
             assert set(archs) == set(gate_figures.ARCHS)
             for arch, text in archs.items():
+                if "stream" in kernel and arch != "sm_90a":  # the only one that runs it
+                    continue
                 assert "HMMA>=" in text or "HGMMA>=" in text, f"{kernel} on {arch}"
                 assert "LDGSTS>=" in text or "UTMALDG>=" in text, f"{kernel} on {arch}"
     for stem in ("delta_prefill_bf16_sm90", "delta_prefill_f16_sm90", "delta_prefill_fp8_sm90"):
