@@ -39,6 +39,7 @@ EVERYWHERE = {
     "wgmma_no_fence": "wgmma without wgmma.fence before it",
     "wgmma_no_wait": "wrong answer",
     "wgmma_early_reuse": "wrong answer|race",
+    "overlapped_returns_early": "ended without waiting for those ahead",
     "wgmma_missing_warp": "warps 0 and 1 of a warpgroup issued 0 and 1",
 }
 ASAN_ONLY = {
@@ -56,6 +57,7 @@ RACE_ONLY = {
     "no_acquire_fence": r"race \(read after write\) at global memory",
     "fence_before_barrier": r"race \(read after write\) at global memory",
     "plain_flag": r"race \(.*global memory",
+    "overlapped_writes_early": "writes to global memory before it has waited",
     "store_no_proxy_fence": "no fence.proxy.async between an ordinary write and the asynchronous proxy",
     "store_late_proxy_fence": "no fence.proxy.async between an ordinary write and the asynchronous proxy",
     "wgmma_no_proxy_fence": "no fence.proxy.async between an ordinary write and the asynchronous proxy",
@@ -92,7 +94,7 @@ def test_planted_bug_is_caught(emulators, name, bug, report):
     assert re.search(report, output), output
 
 
-@pytest.mark.parametrize("kernel", ["handoff", "hopper_pipeline", "hopper_store", "hopper_product"])
+@pytest.mark.parametrize("kernel", ["handoff", "overlapped", "hopper_pipeline", "hopper_store", "hopper_product"])
 @pytest.mark.parametrize("name", BUILDS)
 def test_right_counterparts_of_planted_bugs_are_not_reported(emulators, name, kernel):
     code, output = run(emulators[name], kernel)

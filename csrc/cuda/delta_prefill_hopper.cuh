@@ -143,7 +143,6 @@ SKV_DEVICE void attend_item(Consumer<Rows>& c, Rows& rows, const AttentionItem& 
   const AttentionLaunch& launch = c.launch;
   const DeltaPrefillParams& p = launch.p;
   if (rows.group * 64 >= item.num_rows) {  // no rows for this group: the stages pass by
-    prim::wait_for_grids();
     for (int tile = item.tile_begin; tile < item.tile_end; ++tile) {
       c.wait_keys();
       c.release_keys();
@@ -218,6 +217,7 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
   });
   c.in_turns = Rows::kThreads > kGroupThreads;
   if (rows.group == 0) c.take_turn(0);
+  prim::wait_for_grids();  // a CTA without items too: who waits for this grid has waited for those ahead
 }
 
 // kGroups: consumer warpgroups.
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
   SKV_DYNAMIC_SMEM(smem);
   HopperShared& shared = *reinterpret_cast<HopperShared*>(smem + Tile::kSharedAt);
   const AttentionLaunch& a = launch.a;
-  if (!is_schedule_of(a)) return;
+  if (!is_schedule_of(a)) return prim::wait_for_grids();
   if (threadIdx.x == 0) start_hopper_shared<kGroups, Tile::kStages>(shared, launch.raw_stages);
   __syncthreads();
   const int thread = int(threadIdx.x), warp = __shfl_sync(kFullMask, thread / kWarpSize, 0);

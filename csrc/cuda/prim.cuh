@@ -8,7 +8,9 @@
 //                                      begin before the one launched ahead of it has ended
 //   overlapped()                       whether this thread's launches may overlap; a reference
 //   launch_dependents()                from here on the next grid may begin, if it was launched overlapped
-//   wait_for_grids()                   until all grids ahead have ended and what they wrote is visible
+//   wait_for_grids()                   until all grids ahead have ended and what they wrote is visible; every
+//                                      CTA of an overlapped grid does so before it writes and before it ends,
+//                                      for the next grid waits for this one alone
 //   zero_async(p, bytes, stream), num_multiprocessors(), shared_memory(), compute_capability()
 //   smem_u32(p)                        shared address as the 32-bit number PTX takes
 //   cp_async16(dst, src, pred)         16 bytes global -> shared; pred false writes zeros

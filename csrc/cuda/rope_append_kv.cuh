@@ -80,9 +80,10 @@ __global__ void __launch_bounds__(kRopeWarps* kWarpSize, 4)
                                                  : static_cast<const int32_t*>(p.positions)[token];
   const int64_t slot = a.slot_mapping[token];
   const bool slot_ok = in_range(slot, a.cache.num_blocks * a.cache.block_size);
-  if (!in_range(position, p.max_position)) return;  // the whole CTA
-  load_cos_sin(cos_sin, p, position);
+  const bool position_ok = in_range(position, p.max_position);
+  if (position_ok) load_cos_sin(cos_sin, p, position);
   prim::wait_for_grids();
+  if (!position_ok) return;  // the whole CTA
 
   const bool is_query = group < p.num_heads;
   const bool is_key = !is_query && group < p.num_heads + kv_heads;

@@ -182,7 +182,23 @@ __global__ void plain_flag(P p) {
   }
 }
 
+// ---- grids that may begin before those ahead have ended ----
+
+enum class Early { kNothing, kReturn, kWrite };
+
+template <Early kEarly>
+__global__ void overlapped(PlantedParams p) {
+  prim::launch_dependents();
+  if (kEarly == Early::kReturn && blockIdx.x == 1) return;
+  if (kEarly == Early::kWrite) p.data[blockIdx.x * 32 + threadIdx.x] = 0;
+  prim::wait_for_grids();
+  p.data[blockIdx.x * 32 + threadIdx.x] = 0;
+}
+
 const PlantedBug kBugs[] = {
+    {"overlapped", overlapped<Early::kNothing>, 3, 32, 0, true},
+    {"overlapped_returns_early", overlapped<Early::kReturn>, 3, 32, 0, true},
+    {"overlapped_writes_early", overlapped<Early::kWrite>, 3, 32, 0, true},
     {"divergent_barrier", divergent_barrier, 1, 32, 0},
     {"barrier_against_shuffle", barrier_against_shuffle, 1, 64, 0},
     {"mismatched_collectives", mismatched_collectives, 1, 32, 0},
@@ -224,7 +240,9 @@ int run_planted_bug(const char* name) {
       simt::set_seed(seed);
       simt::Buffer<int> data(128, 0);
       simt::Buffer<uint32_t> flag(4, 0);
-      prim::launch(bug.kernel, bug.ctas, bug.threads, bug.smem, nullptr, {data.data(), flag.data()});
+      const auto launch =
+          bug.overlapped ? prim::launch_overlapped<PlantedParams> : prim::launch<PlantedParams>;
+      launch(bug.kernel, bug.ctas, bug.threads, bug.smem, nullptr, {data.data(), flag.data()});
       for (size_t i = 2; i < 128; ++i) data[0] |= data[i];  // every kernel leaves zeros when it goes well
       if (data[0]) {
         std::printf("wrong answer under seed %d\n", seed);

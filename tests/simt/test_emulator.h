@@ -17,6 +17,7 @@ struct PlantedBug {
   void (*kernel)(PlantedParams);
   int ctas, threads;
   size_t smem;
+  bool overlapped = false;
 };
 const std::vector<PlantedBug>& planted_bugs_hopper();
 

@@ -54,6 +54,7 @@ void start_cta(Cta& cta) {
   cta.ready_warps = 0;
   cta.current_warp = 0;
   cta.running = true;
+  cta.waited = false;
   if (int(cta.lanes.size()) < M.num_threads) cta.lanes.resize(M.num_threads);
   start_shared(cta);
   start_wgmma(cta);
@@ -209,6 +210,7 @@ void launch(dim3 grid, dim3 block, size_t dynamic_bytes, EntryFn entry, void* ar
   M.smem_bytes = dynamic_bytes;
   M.shared_variables.clear();
   M.static_bytes = 0;
+  M.overlapped = options.overlapped;
   M.entry = entry;
   M.entry_arg = arg;
   M.next_cta = 0;

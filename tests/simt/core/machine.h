@@ -138,6 +138,7 @@ struct Cta {
   int slot = 0, live = 0, current_warp = 0;
   u32 ready_warps = 0;
   bool running = false;
+  bool waited = false;  // for the grids ahead
   Vec<Lane> lanes;
   Warp warps[32];
   Barrier barriers[16];
@@ -172,7 +173,7 @@ struct Machine {
   size_t main_stack_bytes = 0;
   u8* stacks = nullptr;  // one reservation for all lanes of all slots
   u64 seed = 0, rng = 1;
-  bool seed_set = false, change_cta = false;
+  bool seed_set = false, change_cta = false, overlapped = false;
   u64 idle_pauses = 0;
   u32 next_priority = 0;
   std::string* error = nullptr;

@@ -29,6 +29,8 @@ void strong_end(const void* p, int bytes, Strong kind, bool changed, Where where
   if (!changed && kind == Strong::kUpdate) pause();
 }
 
+void wait_for_grids() { M.cta->waited = true; }
+
 void load_raw(void* to, const void* p, int bytes) { std::memcpy(to, p, bytes); }
 void store_raw(void* p, const void* from, int bytes) { std::memcpy(p, from, bytes); }
 

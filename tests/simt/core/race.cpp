@@ -166,6 +166,12 @@ bool in_shared(const Cta& c, const u8* p) {
   return within(p, c.smem_area, kSmemArea) || within(p, c.static_area, kStaticArea);
 }
 
+void check_overlapped(const u8* p, bool writes) {
+  if (writes && M.overlapped && !M.cta->waited && !in_shared(*M.cta, p)) {
+    fail(false, "overlapped grid writes to global memory before it has waited for those ahead");
+  }
+}
+
 bool ordered(const Epoch& e, int t) {
   const u32 cta = e.who >> kThreadBits, thread = e.who & kThreadMask;
   RaceCta& rc = *M.cta->race;
@@ -453,6 +459,7 @@ void race_fence(Scope scope) {
 void race_strong(const void* p, int bytes, Strong kind, Where where) {
   if (in_stacks(p)) return;
   const u8* at = static_cast<const u8*>(p);
+  check_overlapped(at, kind != Strong::kLoad);
   RaceCta& rc = *M.cta->race;
   RaceThread& thread = rc.threads[M.lane];
   const bool shared = in_shared(*M.cta, at);
@@ -481,6 +488,7 @@ void race_touch(const void* p, int bytes, Access kind, int lane) {
 }
 
 void race_access(const void* p, int bytes, Access kind, void* pc) {
+  check_overlapped(static_cast<const u8*>(p), kind == Access::kWrite);
   access(static_cast<const u8*>(p), bytes, kind, M.lane, pc, false);
 }
 

@@ -132,6 +132,8 @@ void lane_returned() {
     }
     if (!cta.in_flight.empty()) fail(false, "CTA ended with %zu bulk copies in flight", cta.in_flight.size());
     check_wgmma_done(cta);
+    if (M.overlapped && !cta.waited)
+      fail(false, "CTA of an overlapped grid ended without waiting for those ahead");
     race_cta_end(cta);
     cta.running = false;
     leave_to_main(true);  // which starts the slot's next CTA: this stack is about to be reused

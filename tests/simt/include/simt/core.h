@@ -142,12 +142,17 @@ void wgmma_wait(int pending, Where where);
 struct LaunchOptions {
   int resident =
       0;  // CTAs resident at once; 0: drawn from the seed.  A grid whose CTAs wait for each other needs all
+  // The grid may begin before those ahead have ended: every CTA has to wait for them, and, which the race
+  // checker sees, writes nothing to global memory before.
+  bool overlapped = false;
 };
 using EntryFn = void (*)(void* arg);
 // Throws Error for an invalid launch, a deadlock, divergence, a race or anything else a GPU would not report.
 void launch(dim3 grid, dim3 block, size_t dynamic_bytes, EntryFn entry, void* arg,
             LaunchOptions options = {});
 [[noreturn]] void fail(bool with_threads, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+void wait_for_grids();
 
 void set_seed(
     u64 seed);  // 0: in order; odd: random; even: one warp as far ahead as it can.  Default: $SIMT_SEED

@@ -26,8 +26,8 @@ template <class T>
 using Identity = typename IdentityOf<T>::type;
 
 template <class Params>
-void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t,
-            const Identity<Params>& params) {
+void launch_with(simt::LaunchOptions options, void (*kernel)(Params), dim3 grid, int threads, size_t smem,
+                 const Identity<Params>& params) {
   struct Call {
     void (*kernel)(Params);
     const Identity<Params>* params;
@@ -36,18 +36,23 @@ void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStr
     const Call& c = *static_cast<Call*>(arg);
     c.kernel(*c.params);
   };
-  simt::launch(grid, dim3(unsigned(threads)), smem, run, &call);
+  simt::launch(grid, dim3(unsigned(threads)), smem, run, &call, options);
 }
-
-// Grids run one after another, whatever is asked for.
-inline bool& overlapped();
 template <class Params>
-void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,
+void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t,
+            const Identity<Params>& params) {
+  launch_with({}, kernel, grid, threads, smem, params);
+}
+// Grids run one after another; what those that may overlap have to keep is checked all the same.
+template <class Params>
+void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t,
                        const Identity<Params>& params) {
-  launch(kernel, grid, threads, smem, stream, params);
+  simt::LaunchOptions options;
+  options.overlapped = true;
+  launch_with(options, kernel, grid, threads, smem, params);
 }
 inline void launch_dependents() {}
-inline void wait_for_grids() {}
+inline void wait_for_grids() { simt::wait_for_grids(); }
 
 inline void zero_async(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0, bytes); }
 inline int num_multiprocessors() { return 4; }  // few, so that small cases split their work too
