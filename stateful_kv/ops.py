@@ -434,8 +434,8 @@ def overlapping_launches(enabled: bool = True) -> Iterator[None]:
     It holds for a loop of layers on one stream. Inside, no taking-part op may write what another one reads as weights
     (of norms or linears), positions, cos_sin_cache, slot_mapping, block_table, lengths, masks, scales or schedule, nor
     KV of other tokens than delta_prefill's query is of; calls that share a schedule come one after another. Graphs
-    captured inside keep it. Elsewhere, and on the CPU, it does nothing.
-    Source: programmatic dependent launch (CUDA C++ Programming Guide).
+    captured inside keep it. Elsewhere, and on the CPU, it does nothing. Not inside of torch.compile.
+    Source: programmatic dependent launch, PDL (CUDA C++ Programming Guide).
     """
     before = _op.overlap_launches(enabled)
     try:

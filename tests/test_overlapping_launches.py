@@ -1,12 +1,14 @@
 """Kernels that begin while the one ahead still runs (ops.overlapping_launches): the same bits as one after another.
 
-Only a GPU overlaps them; the emulator and the CPU show that nothing else changes.
+Only a GPU overlaps them. The CPU shows that nothing else changes; the emulator, in every test of these ops, that each
+CTA waits for the grids ahead (tests/simt/include/simt/core.h).
 """
 
 import contextlib
 
 import pytest
 import torch
+from backends import BACKENDS
 from cases import same_bits
 
 import stateful_kv as skv
@@ -47,16 +49,22 @@ def run(model, contexts, answer, **options):
     return tokens, engine._loop.cache.storage.clone()
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+DEVICES = [backend.device for backend in BACKENDS if not backend.emulated]
+LOOPS = {  # on a GPU the second one's steps are captured
+    "host": {"deterministic": False}, "device": {"deterministic": False, "device_loop": True},
+    "deterministic": {"deterministic": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("contexts", [[700], [3, 40, 1500, 90, 5000, 333, 64, 2047]], ids=["one", "eight"])
-def test_an_engine_gives_the_same_bits(monkeypatch, contexts, deterministic):
-    shape, dtype, answer = ((64, 96, 2, 2, 1, 64), torch.float32, 4)
-    device, rounds = "cpu", 1
-    if torch.cuda.is_available():
-        device, rounds, dtype, answer = "cuda", 3, torch.bfloat16, 40
-        shape = (2048, 5632, 6, 16, 4, 128)
+def test_an_engine_gives_the_same_bits(monkeypatch, contexts, loop, device):
+    shape, dtype, answer, rounds = (64, 96, 2, 2, 1, 64), torch.float32, 4, 1
+    if device == "cuda":
+        shape, dtype, answer, rounds = (2048, 5632, 6, 16, 4, 128), torch.bfloat16, 40, 3
     model = model_on(device, *shape, dtype)
-    options = {"deterministic": deterministic, "speculation": None}
+    options = {**LOOPS[loop], "speculation": None}
     with monkeypatch.context() as patch:
         patch.setattr(ops, "overlapping_launches", contextlib.nullcontext)
         want = run(model, contexts, answer, **options)

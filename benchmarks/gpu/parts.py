@@ -189,7 +189,10 @@ def op_steps(setting: Setting) -> list[Step]:
 
 
 def graph_steps(setting: Setting) -> list[Step]:
-    return [pytest_step(setting, "capture and replay", [TESTS / "test_cuda_graphs.py"], 300)]
+    steps = [pytest_step(setting, "capture and replay", [TESTS / "test_cuda_graphs.py"], 300)]
+    if not setting.emulated:  # where launches never overlap
+        steps.append(pytest_step(setting, "overlapping launches", [TESTS / "test_overlapping_launches.py"], 200))
+    return steps
 
 
 def sanitizer_passes(done: Outcome) -> bool:

@@ -40,12 +40,6 @@
 #include <string>
 #include <type_traits>
 
-#if defined(__CUDACC__)
-#include "prim_ptx.cuh"
-#else
-#include SKV_PRIM_EMULATION
-#endif
-
 namespace skv {
 namespace prim {
 
@@ -56,3 +50,9 @@ inline bool& overlapped() {
 
 }  // namespace prim
 }  // namespace skv
+
+#if defined(__CUDACC__)
+#include "prim_ptx.cuh"
+#else
+#include SKV_PRIM_EMULATION
+#endif

@@ -19,51 +19,6 @@ inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-template <class Params>
-void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,
-            const Identity<Params>& params) {
-  if (smem > 48 * 1024) {
-    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, int(smem)),
-          "shared memory size");
-  }
-  kernel<<<grid, threads, smem, stream>>>(params);
-  check(cudaGetLastError(), "kernel launch");
-}
-
-inline int compute_capability();
-inline bool& overlapped();
-
-inline bool runs_sm90_code() {
-#if defined(SKV_SM90_CODE)
-  return compute_capability() == 90;
-#else
-  return false;
-#endif
-}
-
-template <class Params>
-void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,
-                       const Identity<Params>& params) {
-  if (!overlapped() || !runs_sm90_code()) return launch(kernel, grid, threads, smem, stream, params);
-  if (smem > 48 * 1024) {
-    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, int(smem)),
-          "shared memory size");
-  }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(unsigned(threads));
-  config.dynamicSmemBytes = smem;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, params), "kernel launch");
-}
-
 inline void zero_async(void* p, size_t bytes, cudaStream_t stream) {
   check(cudaMemsetAsync(p, 0, bytes, stream), "memset");
 }
@@ -82,6 +37,48 @@ inline int compute_capability() {
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
   return 10 * major + minor;
+}
+
+inline bool runs_sm90_code() {
+#if defined(SKV_SM90_CODE)
+  return compute_capability() == 90;
+#else
+  return false;
+#endif
+}
+
+template <class Params>
+void allow_shared_memory(void (*kernel)(Params), size_t smem) {
+  if (smem <= 48 * 1024) return;
+  const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, int(smem)),
+        "shared memory size");
+}
+
+template <class Params>
+void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,
+            const Identity<Params>& params) {
+  allow_shared_memory(kernel, smem);
+  kernel<<<grid, threads, smem, stream>>>(params);
+  check(cudaGetLastError(), "kernel launch");
+}
+
+template <class Params>
+void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t stream,
+                       const Identity<Params>& params) {
+  if (!overlapped() || !runs_sm90_code()) return launch(kernel, grid, threads, smem, stream, params);
+  allow_shared_memory(kernel, smem);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = smem;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, params), "kernel launch");
 }
 
 struct SharedMemory {

@@ -1,12 +1,8 @@
 // rms_norm's launcher: 16-byte vectors where every row is aligned to them, single elements otherwise.
 #include "rms_norm.cuh"
 
-#include <utility>
-
 namespace skv {
 namespace cuda {
-
-bool overlap_launches(bool enabled) { return std::exchange(prim::overlapped(), enabled); }
 
 void rms_norm(const RmsNormParams& p, void* stream) {
   if (p.rows == 0 || p.hidden == 0) return;

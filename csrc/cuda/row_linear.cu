@@ -45,7 +45,7 @@ void launch_f32(const RowLinearParams& p, cudaStream_t stream) {
 // Whether TMA can bring rows and columns.
 bool can_stream(const RowLinearLaunch& l) {
   const auto fits = [&](int64_t lines, int64_t stride) {
-    return lines == 1 || (stride >= l.p.k && stride < int64_t(1) << 36);
+    return lines == 1 || (stride >= l.p.k && 2 * stride < int64_t(1) << 40);
   };
   return l.p.rows <= kMostStreamRows && !l.p.packed && l.p.k > 0 && l.x_aligned && l.weight_aligned &&
          fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) &&
@@ -71,7 +71,9 @@ void launch_stream_of(StreamLaunch& launch, cudaStream_t stream) {
 
 template <class T>
 void launch_stream(const RowLinearLaunch& l, cudaStream_t stream) {
-  StreamLaunch launch{l, {}, {}, stream_warps(l.p.n, prim::num_multiprocessors()), 0, 0, 0, 0};
+  StreamLaunch launch{};
+  launch.l = l;
+  launch.warps = stream_warps(l.p.n, prim::num_multiprocessors());
   l.p.rows <= 8    ? launch_stream_of<T, 8>(launch, stream)
   : l.p.rows <= 16 ? launch_stream_of<T, 16>(launch, stream)
                    : launch_stream_of<T, 32>(launch, stream);

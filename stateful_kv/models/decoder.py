@@ -42,7 +42,7 @@ class DecoderConfig:
         return self.windows[layer] if self.windows else -1
 
 
-STREAMED_ROWS = 32  # up to which row_linear reads weights faster than torch's linear, on a GPU that streams them
+STREAMED_ROWS = 32  # up to which overlapped row_linear is as fast as torch's linear, on a GPU that streams weights
 
 
 def streams_weights(weight: Tensor) -> bool:
