@@ -5,8 +5,8 @@ Random weights, greedy, every session with a conversation of --context tokens. C
   device         device_step.DeviceLoop: one step of the device, the host one step behind; on a GPU launched op by op
   device, graph  the same as a replay of a CUDA graph (GPU only)
 host us is the time of a step in which the host is busy: all but the forward pass, verification and its device's ops on
-the CPU, all but waiting on a GPU. weights and attention are those parts alone, for the same rows. The floor of a step
-is what reading weights and KV takes at the bandwidth measured in the same run.
+the CPU, all but waiting on a GPU. weights and attention are those parts alone, for the same rows, overlapped as in a
+step. The floor of a step is what reading weights and KV takes at the bandwidth measured in the same run.
 
     python benchmarks/bench_step.py [--sessions 1 8 64] [--context 1024] [--drafts 0] [--steps 40]
                                     [--device cpu|cuda] [--model 112M|8B] [--json FILE]

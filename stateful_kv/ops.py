@@ -189,7 +189,8 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tenso
     """x @ weight^T + bias with one fixed reduction order: a row's bits depend on that row and the weights alone.
 
     x: [rows, k], float32, float16 or bfloat16, any row stride.
-    weight: [n, k] of x's dtype with any row stride, or what pack_linear_weight made of it: the same bits, faster.
+    weight: [n, k] of x's dtype with any row stride, or what pack_linear_weight made of it: the same bits, faster, but
+    for up to 32 rows of float16 or bfloat16 on Hopper, which stream a plain weight.
     bias: [n] of x's dtype. out: [rows, n] of x's dtype or float32, any row stride, not overlapping the inputs;
     allocated when None. Sums are float32 and rounded once.
     Returns out. Neither the number of rows, their position, strides or alignment nor the number of threads changes a

@@ -57,7 +57,12 @@ KERNELS = [
                 Bug("rope_append_kv.cuh", "group < p.num_heads;", "group <= p.num_heads;"),
             ],
             "bounds": [
-                Bug("rope_append_kv.cuh", "if (!in_range(position, p.max_position)) return;", ";"),
+                Bug(
+                    "rope_append_kv.cuh",
+                    "const bool position_ok = in_range(position, p.max_position);",
+                    "const bool position_ok = true;",
+                ),
+                Bug("rope_append_kv.cuh", "  prim::wait_for_grids();\n  if (!position_ok)", "  if (!position_ok)"),
                 Bug(
                     "rope_append_kv.cuh",
                     "const bool slot_ok = in_range(slot, a.cache.num_blocks * a.cache.block_size);",
