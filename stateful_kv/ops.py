@@ -390,7 +390,7 @@ def schedule_size(
 
     Enough on every device; CUDA fills all of them, the CPU fewer.
     """
-    return 2 * (8 + 4 * batch) + 512
+    return 3 * (8 + 4 * batch) + 512
 
 
 def schedule_delta_prefill(

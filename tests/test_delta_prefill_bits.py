@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import random
 
 import pytest
@@ -191,7 +192,11 @@ def test_no_worker_takes_a_second_item_that_keeps_the_others_waiting(backend):
     skip_unless(backend)
     if backend.name == "cpu":
         pytest.skip("its threads take the next item when they are done with one")
-    multiprocessors = 4 if backend.emulated else torch.cuda.get_device_properties(0).multi_processor_count
+    multiprocessors = (
+        int(os.environ.get("SIMT_MULTIPROCESSORS", 4))
+        if backend.emulated
+        else torch.cuda.get_device_properties(0).multi_processor_count
+    )
     workers, kv_heads = 2 * multiprocessors, 2
     for batch in range(1, workers // kv_heads + 1):
         cu_seqlens_q = torch.arange(batch + 1, dtype=torch.int32, device=backend.device)

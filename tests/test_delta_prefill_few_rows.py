@@ -33,6 +33,14 @@ def test_head_dims_and_heads(backend, head_dim, kv_heads):
 
 
 @pytest.mark.each_isa
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+def test_one_split_of_a_long_context(backend, head_dim):
+    """Whoever brings keys through a ring of places comes past each of them several times."""
+    skip_unless(backend, head_dim=head_dim)
+    check(backend, make_attention(backend, [1, 2], [1210, 790], heads=4, kv_heads=1, head_dim=head_dim), 1)
+
+
+@pytest.mark.each_isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("cache", ["same", "fp8"])
 def test_layouts_and_fp8(backend, layout, cache):

@@ -85,6 +85,8 @@ def test_attention_and_linears_run_on_tensor_cores_and_asynchronous_copies():
             assert {"HGMMA", "UTMALDG"} <= {w.split(">=")[0] for w in archs["sm_90a"].split()}, kernel
             # With two groups of consumers the registers are handed from the producers to them.
             assert ("USETMAXREG>=2" in archs["sm_90a"].split()) == kernel.endswith(", 2>"), kernel
+    for kernel, archs in MANIFEST["kernels"]["delta_prefill_few_rows_sm90"].items():
+        assert {"HMMA", "UTMALDG"} <= {w.split(">=")[0] for w in archs["sm_90a"].split()}, kernel
 
 
 def test_the_library_holds_every_kernel():

@@ -253,14 +253,15 @@ def bench_summary(path: pathlib.Path):
 
 
 def step_steps(setting: Setting) -> list[Step]:
-    """bench_step.py: a step of an engine, captured and not, without drafts and with."""
+    """bench_step.py: a step of an engine, captured and not; decoding, the same without few rows' kernel, drafts."""
     tiny = ["--model", "tiny", "--device", "cpu", "--context", "40", "--sessions", "1", "3", "--steps", "3"]
     steps = []
-    for name, drafts in (("decode", "0"), ("drafts", "4")):
+    without = {"STATEFUL_KV_FEW_ROWS": "0"}
+    for name, drafts, env in (("decode", "0", {}), ("decode_wgmma", "0", without), ("drafts", "4", {})):
         path = setting.folder / f"step_{name}.json"
         command = [sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), "--drafts", drafts, "--json", str(path)]
         command += tiny if setting.emulated else ["--context", "8192", "--sessions", "1", "8"]
-        steps.append(Step(name, command, 200, step_summary(path), results=path))
+        steps.append(Step(name, command, 200, step_summary(path), results=path, env=env))
     return steps
 
 

@@ -106,11 +106,14 @@ struct DeltaPrefillParams {
 };
 
 // Entries of a schedule: a header, then some per sequence (csrc/cpu/delta_prefill_plan.cpp,
-// csrc/cuda/delta_schedule.cuh); CUDA has two such lists, and tickets after them, zero but while a call is
-// under way.  A schedule of schedule_size serves both backends.
+// csrc/cuda/delta_schedule.cuh); CUDA has such a list for each kernel, and tickets after them, zero but while
+// a call is under way.  A schedule of schedule_size serves both backends.
 constexpr int64_t kScheduleHeader = 8, kScheduleEntry = 2, kCudaScheduleEntry = 4, kScheduleTickets = 512;
+constexpr int64_t kScheduleLists = 3;
 constexpr int64_t schedule_list_size(int64_t batch) { return kScheduleHeader + kCudaScheduleEntry * batch; }
-constexpr int64_t schedule_size(int64_t batch) { return 2 * schedule_list_size(batch) + kScheduleTickets; }
+constexpr int64_t schedule_size(int64_t batch) {
+  return kScheduleLists * schedule_list_size(batch) + kScheduleTickets;
+}
 
 struct ScheduleDeltaPrefillParams {
   int32_t* schedule;

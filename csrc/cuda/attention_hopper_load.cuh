@@ -18,9 +18,10 @@ SKV_DEVICE void find_items(const AttentionLaunch& launch, const WorkShape& shape
     wait_empty(shared.item_empty[at.slot], at.parity);
     bool found = false;
     for (int64_t b = lane; number < num_items && b < p.batch; b += kWarpSize) {
-      const int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
-      if (number < entry[kEntryFirstItem] || number - entry[kEntryFirstItem] >= entry[kEntryItems]) continue;
-      found = make_item(launch, shape, number, int(b), shared.items[at.slot]);  // ranges do not overlap
+      const ScheduleEntry entry(p.schedule, b);
+      if (!entry.has(number)) continue;
+      found = make_item(launch, shape, number, int(b), entry, {p.cu_seqlens_q, p.seqused_k, b},
+                        shared.items[at.slot]);  // ranges do not overlap
     }
     if (number < num_items && !__any_sync(kFullMask, found)) continue;  // not this call's schedule
     __syncwarp();
@@ -65,6 +66,7 @@ SKV_DEVICE void issue_boxes(const HopperLaunch& launch, const prim::TensorMap& m
   const int shift = box_shift<Tile>(launch.a), last = (Tile::kKeys >> shift) - 1;
   if (lane == 0) prim::mbar_arrive_expect_tx(bar, Tile::kLandedBytes);
   __syncwarp();
+#pragma unroll 1  // once, for most tiles
   for (int i = lane; i - lane < (last + 1) * Tile::kBoxes; i += kWarpSize) {
     const int which = i & last;
     const int piece = i >> (Tile::kKeysShift - shift);
@@ -231,6 +233,27 @@ SKV_DEVICE void fill_by_hand(const HopperLaunch& launch, HopperShared& shared, u
       }
     }
   });
+}
+
+// ---- host ----
+
+template <class Tile>
+prim::TensorMap cache_map(const CacheView& view, const CacheShape& cache) {
+  constexpr int64_t kBytes = sizeof(typename Tile::Cell);
+  const auto stride = [](int64_t elements, int64_t size) {  // of a dimension of one element: any will do
+    return uint64_t(size == 1 ? 16 : elements * kBytes);
+  };
+  prim::TensorMapSpec spec{
+      view.data, kBytes, 4, {}, {}, {}, Tile::kWiden ? prim::Swizzle::kNone : Tile::kSwizzle};
+  const int64_t sizes[4] = {Tile::kHeadDim, cache.num_kv_heads, cache.block_size, cache.num_blocks};
+  const int64_t strides[4] = {1, view.head_stride, view.token_stride, view.block_stride};
+  const int boxes[4] = {Tile::kBoxColumns, 1, std::min(cache.block_size, Tile::kKeys), 1};
+  for (int i = 0; i < 4; ++i) {
+    spec.size[i] = uint64_t(sizes[i]);
+    spec.stride_bytes[i] = stride(strides[i], sizes[i]);
+    spec.box[i] = uint32_t(boxes[i]);
+  }
+  return prim::make_tensor_map(spec);
 }
 
 }  // namespace cuda

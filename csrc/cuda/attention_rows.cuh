@@ -7,18 +7,19 @@
 namespace skv {
 namespace cuda {
 
-enum Share { kKeysShared, kRows16, kRows32 };  // up to 16, up to 64, more rows
+// Up to 16 rows, up to 64, more; up to 16, each warp with keys of its own.
+enum Share { kKeysShared, kRows16, kRows32, kAllRows };
 
 // Element e of an accumulator is row g + 8 * (e / 2), column 2 * t + e % 2 of its 16 x 8 tile.
-template <class T, class Cell, int kHeadDim, Share kShare>
+template <class KeyTile, class T, Share kShare>
 struct AttentionRows {
-  using Tile = AttentionTile<T, Cell, kHeadDim>;
-  static constexpr int kKeys = Tile::kKeys, kThreads = kAttentionThreads;
+  using Tile = KeyTile;
+  static constexpr int kHeadDim = Tile::kHeadDim, kKeys = Tile::kKeys, kThreads = kAttentionThreads;
   static constexpr int kRowTiles = kShare == kRows32 ? 2 : 1;  // of 16 rows, per warp
   static constexpr int kColumns =
       kShare == kKeysShared ? kHeadDim / 32 : kHeadDim / 8;  // tiles of 8, per warp
   static constexpr bool kHoldsQuery =
-      kShare == kKeysShared || Tile::query_bytes(kShare == kRows16 ? 64 : 128) == 0;
+      kShare == kKeysShared || Tile::query_bytes(kShare == kRows32 ? 128 : 64) == 0;
 
   uint32_t q[kHoldsQuery ? kHeadDim / 16 : 1][4];
   float o[kRowTiles][kColumns][4];
@@ -30,7 +31,9 @@ struct AttentionRows {
       : warp(thread / kWarpSize), lane(thread % kWarpSize), g(lane / 4), t(lane % 4) {}
 
   SKV_DEVICE static int kept_at() { return int(threadIdx.x); }
-  SKV_DEVICE int first_row() const { return kShare == kKeysShared ? 0 : warp * 16 * kRowTiles; }
+  SKV_DEVICE int first_row() const {
+    return kShare == kKeysShared || kShare == kAllRows ? 0 : warp * 16 * kRowTiles;
+  }
   SKV_DEVICE int row(int r, int h) const { return first_row() + r * 16 + h * 8 + g; }
   SKV_DEVICE int column(int c) const {
     return ((kShare == kKeysShared ? warp * kColumns : 0) + c) * 8 + t * 2;

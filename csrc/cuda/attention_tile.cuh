@@ -11,9 +11,9 @@ struct KeyPlace {
   int64_t k, v;
 };
 
-template <class T, class Cell, int kHeadDim>
+template <class T, class Cell, int kColumns>
 struct AttentionTile {
-  static constexpr int kKeys = tile_keys(kHeadDim);
+  static constexpr int kHeadDim = kColumns, kKeys = tile_keys(kHeadDim);
   static constexpr bool kWiden = !std::is_same<T, Cell>::value;
   // 16-byte chunks of a row are swizzled so that eight rows of an ldmatrix lie in different banks; head_dim
   // 96 has no power of two of them and is padded instead.

@@ -112,14 +112,13 @@ SKV_DEVICE uint32_t range_bits(int first, int last, int key0) {
   return hi < 0 ? 0u : hi >= 31 ? from : from & ((2u << hi) - 1);
 }
 
-// The item of that number, of sequence b; false if the schedule is not this call's.
+// The item of that number, which `entry` has, of sequence b; false if the schedule is not this call's.
 SKV_DEVICE bool make_item(const AttentionLaunch& launch, const WorkShape& shape, int number, int b,
-                          AttentionItem& out) {
+                          const ScheduleEntry& entry, const SequenceLengths& lengths, AttentionItem& out) {
   const DeltaPrefillParams& p = launch.p;
-  const int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
-  const int per_split = max(entry[kEntryTilesPerSplit], 1), tile = shape.tile;
-  const SequenceWork w = sequence_work(p.cu_seqlens_q, p.seqused_k, b, shape);
-  int at = number - entry[kEntryFirstItem];
+  const int per_split = max(entry.tiles_per_split, 1), tile = shape.tile;
+  const SequenceWork w = sequence_work(lengths, shape);
+  int at = number - entry.first_item;
   out.work = w;
   out.b = b;
   out.splits = w.splits(per_split);
@@ -147,7 +146,7 @@ SKV_DEVICE bool make_item(const AttentionLaunch& launch, const WorkShape& shape,
   };
   out.part_tiles = tiles_per_part();
   const int all_parts = (w.tiles + out.part_tiles - 1) / out.part_tiles;
-  out.part_row = entry[kEntryFirstPartRow] +
+  out.part_row = entry.first_part_row +
                  (int64_t(row_tile) * p.cache.num_kv_heads + out.kv_head) * all_parts * w.part_rows;
   // Where a neighbour's length is more than its table holds, the list counts on more rows of parts than there
   // are: the first item of the split does the work of all.
@@ -173,10 +172,11 @@ SKV_DEVICE bool find_item(const AttentionLaunch& launch, const WorkShape& shape,
   __syncthreads();  // of the previous item
   if (thread == 0) shared.found = false;
   __syncthreads();
-  for (int64_t b = thread; b < p.batch; b += kAttentionThreads) {
-    const int32_t* entry = p.schedule + kScheduleHeader + kCudaScheduleEntry * b;
-    if (number < entry[kEntryFirstItem] || number - entry[kEntryFirstItem] >= entry[kEntryItems]) continue;
-    shared.found = make_item(launch, shape, number, int(b), shared.item);  // ranges do not overlap
+  for (int b = thread; b < int(p.batch); b += kAttentionThreads) {
+    const ScheduleEntry entry(p.schedule, b);
+    if (!entry.has(number)) continue;
+    shared.found = make_item(launch, shape, number, b, entry, {p.cu_seqlens_q, p.seqused_k, b},
+                             shared.item);  // ranges do not overlap
   }
   __syncthreads();
   if (!shared.found) return false;

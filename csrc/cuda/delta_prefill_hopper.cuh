@@ -251,25 +251,6 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
 
 // ---- host ----
 
-template <class Tile>
-prim::TensorMap cache_map(const CacheView& view, const CacheShape& cache) {
-  constexpr int64_t kBytes = sizeof(typename Tile::Cell);
-  const auto stride = [](int64_t elements, int64_t size) {  // of a dimension of one element: any will do
-    return uint64_t(size == 1 ? 16 : elements * kBytes);
-  };
-  prim::TensorMapSpec spec{
-      view.data, kBytes, 4, {}, {}, {}, Tile::kWiden ? prim::Swizzle::kNone : Tile::kSwizzle};
-  const int64_t sizes[4] = {Tile::kHeadDim, cache.num_kv_heads, cache.block_size, cache.num_blocks};
-  const int64_t strides[4] = {1, view.head_stride, view.token_stride, view.block_stride};
-  const int boxes[4] = {Tile::kBoxColumns, 1, std::min(cache.block_size, Tile::kKeys), 1};
-  for (int i = 0; i < 4; ++i) {
-    spec.size[i] = uint64_t(sizes[i]);
-    spec.stride_bytes[i] = stride(strides[i], sizes[i]);
-    spec.box[i] = uint32_t(boxes[i]);
-  }
-  return prim::make_tensor_map(spec);
-}
-
 template <class Cell, int kHeadDim, int kGroups>
 void launch_hopper_kernel(const AttentionLaunch& a, bool tma, int ctas, cudaStream_t stream) {
   using Tile = HopperTile<Cell, kHeadDim, kGroups>;

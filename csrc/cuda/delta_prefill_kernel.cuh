@@ -9,7 +9,7 @@ namespace cuda {
 // One item of the work list, all but the folding of parts that other CTAs have stored.  Whole CTA.
 template <class T, class Cell, int kHeadDim, Share kShare>
 SKV_DEVICE void attend(const AttentionLaunch& launch, AttentionShared& shared, unsigned char* smem) {
-  using Rows = AttentionRows<T, Cell, kHeadDim, kShare>;
+  using Rows = AttentionRows<AttentionTile<T, Cell, kHeadDim>, T, kShare>;
   using Tile = typename Rows::Tile;
   constexpr int kKeys = Tile::kKeys,
                 kUnroll = kShare == kRows32 || kHeadDim == 256 ? (Tile::kWiden ? 1 : 2) : 4;

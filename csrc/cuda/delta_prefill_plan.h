@@ -1,8 +1,8 @@
 // How a call of delta_prefill is launched: a pure function of its shapes and of the device, without CUDA.
 //
-// Two kernels do the work: one on mma.sync and cp.async, for sm_80 and newer, and one on wgmma and TMA for
-// sm_90a.  A schedule holds a list of work for each (delta_schedule.cuh), because what makes it does not know
-// the cache, which has a say in the choice.
+// Three kernels do the work: one on mma.sync and cp.async, for sm_80 and newer, and two for sm_90: one on
+// wgmma and TMA, one for few rows on mma.sync and TMA.  A schedule holds a list of work for each
+// (delta_schedule.cuh), because what makes it does not know the cache, which has a say in the choice.
 #pragma once
 
 #include <algorithm>
@@ -34,9 +34,16 @@ constexpr HopperRings hopper_rings(int head_dim, int groups, bool fp8) {
   return {stages, raw_stages, fixed + 2 * stages * tile + raw_stages * raw};
 }
 
+// Few rows: shared memory of a CTA is kFewSlots slots of kFewKeys keys and their values, one more of zeros,
+// and what the warps tell one another.
+constexpr int kFewRows = 16, kFewKeys = 32, kFewThreads = 192, kFewSlots = 12, kFewSharedBytes = 2048;
+constexpr int few_slot_bytes(int head_dim) { return kFewKeys * head_dim * 2 * 2; }
+constexpr int few_bytes(int head_dim) { return (kFewSlots + 1) * few_slot_bytes(head_dim) + kFewSharedBytes; }
+
 struct PrefillDevice {
   int multiprocessors;
-  bool sm90;  // exactly: wgmma is in no other architecture
+  bool sm90;      // exactly: wgmma is in no other architecture
+  bool few_rows;  // whether the kernel for few rows may be chosen
 };
 
 // What a list of work depends on.
@@ -70,6 +77,10 @@ inline ListShape hopper_list(int64_t max_rows, int head_dim, int num_splits, con
   return {
       hopper_tile_keys(head_dim), rows, workers, 2, 1, most_part_rows(num_splits, workers, rows, head_dim)};
 }
+inline ListShape few_rows_list(int num_splits, int head_dim, const PrefillDevice& device) {
+  const int workers = device.multiprocessors;
+  return {kFewKeys, kFewRows, workers, 8, 1, most_part_rows(num_splits, workers, kFewRows, head_dim)};
+}
 
 // Whether a tensor map can describe the cache, its boxes whole atoms of the swizzle.
 inline bool fits_tensor_map(const CacheView& v, const CacheShape& cache, int64_t element_bytes) {
@@ -81,8 +92,11 @@ inline bool fits_tensor_map(const CacheView& v, const CacheShape& cache, int64_t
          stride_fits(v.head_stride, cache.num_kv_heads);
 }
 
+enum class PrefillKernel { kPortable, kHopper, kFewRows };  // in the order of a schedule's lists
+
 struct PrefillPlan {
-  bool hopper, tma;
+  PrefillKernel kernel;
+  bool tma;
   ListShape list;
   int ctas;
   int64_t num_tickets, part_rows, kept_stride;
@@ -95,24 +109,41 @@ constexpr int64_t kept_size(int tile_rows, int head_dim) {
   return int64_t(tile_rows < 64 ? 16 : tile_rows) * head_dim / 4 + 2 * 128;
 }
 
-// On sm_90 wgmma's kernel takes every call whose cache TMA can bring, also the few rows of decoding: its ring
-// keeps more bytes on their way.  Batch-invariant calls take it whatever the cache's layout, because a row's
-// bits must not depend on how many others there are; where TMA cannot bring it, slowly.
-inline void choose_kernel(const DeltaPrefillParams& p, const PrefillDevice& device, PrefillPlan& plan) {
+// On sm_90 wgmma's kernel takes every call whose cache TMA can bring: its ring keeps more bytes on their way
+// than the portable one.  Batch-invariant calls take it whatever the cache's layout, because a row's bits
+// must not depend on how many others there are; where TMA cannot bring it, slowly.  Few rows of few sequences
+// have a kernel of their own, for there what counts is how soon a call ends: it takes calls that need no CTA
+// to have two items, whose cells need no widening, and whose rows fit a warp's registers.
+inline PrefillKernel choose_kernel(const DeltaPrefillParams& p, const PrefillDevice& device, bool tma) {
   const int64_t max_rows = int64_t(p.max_seqlen_q) * (p.num_heads / p.cache.num_kv_heads);
-  const int64_t bytes = element_size(p.cache.dtype);
-  plan.tma = fits_tensor_map(p.k_cache, p.cache, bytes) && fits_tensor_map(p.v_cache, p.cache, bytes);
-  plan.hopper = device.sm90 && (p.num_splits < 0 || plan.tma);
-  plan.tma = plan.tma && plan.hopper;
-  plan.list = plan.hopper ? hopper_list(max_rows, p.cache.head_dim, p.num_splits, device)
-                          : portable_list(max_rows, p.cache.head_dim, p.num_splits, device);
+  if (!device.sm90 || (p.num_splits >= 0 && !tma)) return PrefillKernel::kPortable;
+  const bool few = max_rows <= kFewRows && p.batch <= kFewThreads &&
+                   p.batch * p.cache.num_kv_heads <= device.multiprocessors && p.num_splits >= 0 &&
+                   element_size(p.cache.dtype) == 2 && p.cache.head_dim <= 128;
+  return few && device.few_rows ? PrefillKernel::kFewRows : PrefillKernel::kHopper;
+}
+
+inline ListShape list_of(PrefillKernel kernel, const DeltaPrefillParams& p, const PrefillDevice& device) {
+  const int64_t max_rows = int64_t(p.max_seqlen_q) * (p.num_heads / p.cache.num_kv_heads);
+  switch (kernel) {
+    case PrefillKernel::kPortable:
+      return portable_list(max_rows, p.cache.head_dim, p.num_splits, device);
+    case PrefillKernel::kHopper:
+      return hopper_list(max_rows, p.cache.head_dim, p.num_splits, device);
+    default:
+      return few_rows_list(p.num_splits, p.cache.head_dim, device);
+  }
 }
 
 inline PrefillPlan plan_delta_prefill(const DeltaPrefillParams& p, const PrefillDevice& device) {
   const int64_t group = p.num_heads / p.cache.num_kv_heads, head_dim = p.cache.head_dim;
   const auto round_up = [](int64_t n) { return (n + 127) / 128 * 128; };
+  const int64_t bytes = element_size(p.cache.dtype);
   PrefillPlan plan{};
-  choose_kernel(p, device, plan);
+  plan.tma = fits_tensor_map(p.k_cache, p.cache, bytes) && fits_tensor_map(p.v_cache, p.cache, bytes);
+  plan.kernel = choose_kernel(p, device, plan.tma);
+  plan.tma = plan.tma && plan.kernel != PrefillKernel::kPortable;
+  plan.list = list_of(plan.kernel, p, device);
   const int64_t tile_rows = plan.list.tile_rows, workers = plan.list.workers;
   const int64_t row_tiles = (p.total_q * group / tile_rows + p.batch) * p.cache.num_kv_heads;  // at most
   const int64_t chunks = (p.max_blocks * p.cache.block_size + kChunkKeys - 1) / kChunkKeys;
@@ -130,7 +161,7 @@ inline PrefillPlan plan_delta_prefill(const DeltaPrefillParams& p, const Prefill
   plan.ctas = int(std::min(items, workers));
   if (p.num_splits < 0 && chunks > 1) {
     // Of fp8 there is one kernel for all numbers of rows, whose threads are those of 128.
-    const bool both_groups = plan.hopper && p.cache.dtype == DType::kFloat8E4M3;
+    const bool both_groups = plan.kernel == PrefillKernel::kHopper && p.cache.dtype == DType::kFloat8E4M3;
     plan.kept_stride = kept_size(both_groups ? 128 : int(tile_rows), int(head_dim));
   }
   plan.part_stats = plan.tickets + round_up(plan.num_tickets * 4);

@@ -8,8 +8,8 @@
 // at fixed absolute positions, whatever the split, so that what is summed with what depends on nothing else.
 //
 // A list is kScheduleHeader numbers (ScheduleField), then kCudaScheduleEntry per sequence (EntryField).
-// Items of sequences that are split come first.  A schedule holds two lists, the second one for the kernel of
-// sm_90a, whose tiles are others; elsewhere it is not filled.
+// Items of sequences that are split come first.  A schedule holds a list for each kernel (PrefillKernel),
+// whose tiles differ; elsewhere than on sm_90 only the first one is filled.
 #pragma once
 
 #include "common.cuh"
@@ -21,6 +21,20 @@ namespace cuda {
 constexpr int kScheduleKind = 2;  // the CPU's is 1
 enum ScheduleField { kFieldKind, kFieldBatch, kFieldItems, kFieldTileRows, kFieldNumSplits };
 enum EntryField { kEntryFirstItem, kEntryItems, kEntryTilesPerSplit, kEntryFirstPartRow };
+
+// What a list says of a sequence.
+struct ScheduleEntry {
+  int first_item, items, tiles_per_split, first_part_row;
+
+  SKV_DEVICE ScheduleEntry(const int32_t* list, int64_t b) {
+    const int32_t* entry = list + kScheduleHeader + kCudaScheduleEntry * b;
+    first_item = entry[kEntryFirstItem];
+    items = entry[kEntryItems];
+    tiles_per_split = entry[kEntryTilesPerSplit];
+    first_part_row = entry[kEntryFirstPartRow];
+  }
+  SKV_DEVICE bool has(int number) const { return number >= first_item && number - first_item < items; }
+};
 
 // What the rows of one sequence and KV head have to do.
 struct SequenceWork {
@@ -43,13 +57,20 @@ SKV_DEVICE WorkShape work_shape(int group, int window_left, int num_splits, int 
   return {group, window_left, tile, tile_rows, num_splits < 0 ? kChunkKeys / tile : 1};
 }
 
+// A sequence's new tokens, and its length with them.
+struct SequenceLengths {
+  int q_begin, q_end, length;
+
+  SKV_DEVICE SequenceLengths(const int32_t* cu_seqlens_q, const int32_t* seqused_k, int64_t b)
+      : q_begin(cu_seqlens_q[b]), q_end(cu_seqlens_q[b + 1]), length(seqused_k[b]) {}
+};
+
 // Lengths out of range make a sequence without rows.
-SKV_DEVICE SequenceWork sequence_work(const int32_t* cu_seqlens_q, const int32_t* seqused_k, int64_t b,
-                                      const WorkShape& shape) {
+SKV_DEVICE SequenceWork sequence_work(const SequenceLengths& lengths, const WorkShape& shape) {
   SequenceWork w{};
-  w.q_begin = cu_seqlens_q[b];
-  w.new_tokens = max(0, cu_seqlens_q[b + 1] - cu_seqlens_q[b]);
-  w.length = max(0, seqused_k[b]);
+  w.q_begin = lengths.q_begin;
+  w.new_tokens = max(0, lengths.q_end - lengths.q_begin);
+  w.length = max(0, lengths.length);
   const int64_t rows = int64_t(w.new_tokens) * shape.group;
   w.row_tiles = int((rows + shape.tile_rows - 1) / shape.tile_rows);
   w.part_rows = int(min((rows + 15) / 16 * 16, int64_t(shape.tile_rows)));

@@ -12,7 +12,7 @@ constexpr int kMinKeysPerPartRow = 8;  // a part is written and read as float, k
 
 struct ScheduleLaunch {
   ScheduleDeltaPrefillParams p;
-  ListShape lists[2];  // a CTA makes each
+  ListShape lists[kScheduleLists];  // a CTA makes each
 };
 
 // A CTA per list.  A thread looks after a run of consecutive sequences.
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
   const int thread = int(threadIdx.x), heads = p.num_kv_heads;
   const ListShape& list = launch.lists[blockIdx.x];
   if (blockIdx.x == 0) {
-    int32_t* tickets = p.schedule + 2 * schedule_list_size(p.batch);
+    int32_t* tickets = p.schedule + kScheduleLists * schedule_list_size(p.batch);
     for (int i = thread; i < int(kScheduleTickets); i += kScheduleThreads) tickets[i] = 0;
   }
   int32_t* const schedule = p.schedule + blockIdx.x * schedule_list_size(p.batch);
@@ -32,10 +32,11 @@ __global__ void __launch_bounds__(kScheduleThreads)
   const int64_t begin = min(thread * per_thread, p.batch), end = min(begin + per_thread, p.batch);
   // Lengths out of range make no items, so nobody computes with them.
   const auto work_of = [&](int64_t b) {
-    const int64_t q_begin = p.cu_seqlens_q[b], q_end = p.cu_seqlens_q[b + 1];
-    const bool ok = in_order(q_begin, q_end, INT32_MAX) && in_order(0, q_end - q_begin, p.max_seqlen_q) &&
-                    in_order(0, p.seqused_k[b], INT32_MAX - kChunkKeys);
-    return ok ? sequence_work(p.cu_seqlens_q, p.seqused_k, b, shape) : SequenceWork{};
+    const SequenceLengths at(p.cu_seqlens_q, p.seqused_k, b);
+    const bool ok = in_order(at.q_begin, at.q_end, INT32_MAX) &&
+                    in_order(0, int64_t(at.q_end) - at.q_begin, p.max_seqlen_q) &&
+                    in_order(0, at.length, INT32_MAX - kChunkKeys);
+    return ok ? sequence_work(at, shape) : SequenceWork{};
   };
 
   // Splits follow from all the work there is.
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
   // until each has one at most. Where there are more even without splits the fair share stays.
   int share = fair;
   if (p.num_splits <= 0 && least_items <= list.workers) {
-    for (int64_t tried = fair, total_items; tried <= 4 * int64_t(fair); tried += tried / 16 + 1) {
+    for (int64_t tried = fair, total_items; tried <= 4 * int64_t(fair); tried += tried / 32 + 1) {
       int64_t items = 0;
       for (int64_t b = begin; b < end; ++b) {
         const SequenceWork w = work_of(b);

@@ -2,6 +2,7 @@
 #pragma once
 
 #define SKV_DEVICE __device__ __forceinline__
+#define SKV_DEVICE_CALL __device__ __noinline__
 #define SKV_SHARED(name, ...) __shared__::skv::prim::Identity<__VA_ARGS__> name
 #define SKV_DYNAMIC_SMEM(name) extern __shared__ __align__(1024) unsigned char name[]
 

@@ -178,4 +178,5 @@ class Decoder:
 
     def logits(self, normed: Tensor) -> Tensor:
         """[rows, hidden], past the final norm -> [rows, vocab], in the model's dtype."""
-        return self.lm_head(normed, normed.new_empty(len(normed), self.config.vocab_size))
+        with ops.overlapping_launches():  # the head's first weights come while the norm is at work
+            return self.lm_head(normed, normed.new_empty(len(normed), self.config.vocab_size))

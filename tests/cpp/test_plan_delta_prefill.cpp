@@ -8,9 +8,12 @@ namespace {
 
 using namespace skv;
 using cuda::PrefillDevice;
+using cuda::PrefillKernel;
 using cuda::PrefillPlan;
 
-constexpr PrefillDevice kA100{108, false}, kH200{132, true}, kB200{148, false};
+constexpr PrefillDevice kA100{108, false, true}, kH200{132, true, true}, kB200{148, false, true};
+constexpr PrefillKernel kMma = PrefillKernel::kPortable, kWgmma = PrefillKernel::kHopper,
+                        kFew = PrefillKernel::kFewRows;
 constexpr DType kBf16 = DType::kBFloat16, kFp8 = DType::kFloat8E4M3;
 
 struct Call {
@@ -20,7 +23,8 @@ struct Call {
   int block_size, shift;  // of the cache's base, in bytes
 };
 struct Launch {
-  bool hopper, tma;
+  PrefillKernel kernel;
+  bool tma;
   int tile_keys, tile_rows, workers;
 };
 
@@ -45,50 +49,58 @@ void kernels() {
     Call call;
     Launch launch;
   } table[] = {
-      // wgmma, 64 rows or 128.
-      {{kH200, 1, 32, 8, 128, 0, kBf16, 16, 0}, {true, true, 128, 64, 132}},
-      {{kH200, 5, 32, 8, 128, 0, kBf16, 16, 0}, {true, true, 128, 64, 132}},
-      {{kH200, 16, 32, 8, 128, 0, kBf16, 16, 0}, {true, true, 128, 64, 132}},
-      {{kH200, 17, 32, 8, 128, 0, kBf16, 128, 0}, {true, true, 128, 128, 132}},
-      {{kH200, 2048, 64, 8, 64, 2, kBf16, 256, 0}, {true, true, 128, 128, 132}},
-      {{kH200, 2048, 64, 8, 192, 0, kBf16, 8, 0}, {true, true, 64, 128, 132}},
-      {{kH200, 3, 64, 8, 256, 1, kBf16, 16, 0}, {true, true, 64, 64, 132}},
+      // Few rows of few sequences.
+      {{kH200, 1, 32, 8, 128, 0, kBf16, 16, 0}, {kFew, true, 32, 16, 132}},
+      {{kH200, 4, 32, 8, 128, 0, kBf16, 16, 0}, {kFew, true, 32, 16, 132}},
+      {{kH200, 1, 32, 8, 96, 3, kBf16, 8, 0}, {kFew, true, 32, 16, 132}},
+      {{kH200, 16, 32, 32, 64, 0, kBf16, 256, 0}, {kFew, true, 32, 16, 132}},
+      // wgmma, 64 rows or 128: more sequences times heads than multiprocessors, rows too long, more rows.
+      {{kH200, 1, 34, 34, 128, 0, kBf16, 16, 0}, {kWgmma, true, 128, 64, 132}},
+      {{kH200, 1, 32, 8, 192, 0, kBf16, 16, 0}, {kWgmma, true, 64, 64, 132}},
+      {{kH200, 5, 32, 8, 128, 0, kBf16, 16, 0}, {kWgmma, true, 128, 64, 132}},
+      {{kH200, 16, 32, 8, 128, 0, kBf16, 16, 0}, {kWgmma, true, 128, 64, 132}},
+      {{kH200, 17, 32, 8, 128, 0, kBf16, 128, 0}, {kWgmma, true, 128, 128, 132}},
+      {{kH200, 2048, 64, 8, 64, 2, kBf16, 256, 0}, {kWgmma, true, 128, 128, 132}},
+      {{kH200, 2048, 64, 8, 192, 0, kBf16, 8, 0}, {kWgmma, true, 64, 128, 132}},
+      {{kH200, 3, 64, 8, 256, 1, kBf16, 16, 0}, {kWgmma, true, 64, 64, 132}},
       // Other devices: mma.sync, up to 16 rows of a KV head in tiles of their own.
-      {{kA100, 1, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 16, 216}},
-      {{kA100, 4, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 16, 216}},
-      {{kA100, 5, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 64, 216}},
-      {{kB200, 512, 32, 8, 128, 0, kBf16, 16, 0}, {false, false, 64, 128, 296}},
-      {{kA100, 512, 32, 8, 192, 0, kBf16, 16, 0}, {false, false, 32, 64, 216}},
+      {{kA100, 1, 32, 8, 128, 0, kBf16, 16, 0}, {kMma, false, 64, 16, 216}},
+      {{kA100, 4, 32, 8, 128, 0, kBf16, 16, 0}, {kMma, false, 64, 16, 216}},
+      {{kA100, 5, 32, 8, 128, 0, kBf16, 16, 0}, {kMma, false, 64, 64, 216}},
+      {{kB200, 512, 32, 8, 128, 0, kBf16, 16, 0}, {kMma, false, 64, 128, 296}},
+      {{kA100, 512, 32, 8, 192, 0, kBf16, 16, 0}, {kMma, false, 32, 64, 216}},
       // An fp8 cache.
-      {{kH200, 1, 32, 8, 128, 0, kFp8, 16, 0}, {true, true, 128, 64, 132}},
-      {{kH200, 1, 32, 8, 128, 0, kFp8, 4, 0}, {false, false, 64, 16, 264}},
-      {{kH200, 5, 32, 8, 128, 0, kFp8, 16, 0}, {true, true, 128, 64, 132}},
-      {{kH200, 512, 32, 8, 128, 0, kFp8, 16, 0}, {true, true, 128, 128, 132}},
-      {{kA100, 512, 32, 8, 128, 0, kFp8, 16, 0}, {false, false, 64, 128, 216}},
+      {{kH200, 1, 32, 8, 128, 0, kFp8, 16, 0}, {kWgmma, true, 128, 64, 132}},
+      {{kH200, 1, 32, 8, 128, 0, kFp8, 4, 0}, {kMma, false, 64, 16, 264}},
+      {{kH200, 5, 32, 8, 128, 0, kFp8, 16, 0}, {kWgmma, true, 128, 64, 132}},
+      {{kH200, 512, 32, 8, 128, 0, kFp8, 16, 0}, {kWgmma, true, 128, 128, 132}},
+      {{kA100, 512, 32, 8, 128, 0, kFp8, 16, 0}, {kMma, false, 64, 128, 216}},
       // Blocks of fewer than eight tokens, rows that do not start at multiples of 16 bytes.
-      {{kH200, 512, 32, 8, 128, 0, kFp8, 4, 0}, {false, false, 64, 128, 264}},
-      {{kH200, 512, 32, 8, 128, 0, kFp8, 16, 8}, {false, false, 64, 128, 264}},
-      {{kH200, 1, 32, 8, 128, 0, kBf16, 4, 0}, {false, false, 64, 16, 264}},
-      {{kH200, 512, 32, 8, 128, 0, kBf16, 4, 0}, {false, false, 64, 128, 264}},
-      {{kH200, 512, 32, 8, 128, 0, kBf16, 16, 8}, {false, false, 64, 128, 264}},
+      {{kH200, 512, 32, 8, 128, 0, kFp8, 4, 0}, {kMma, false, 64, 128, 264}},
+      {{kH200, 512, 32, 8, 128, 0, kFp8, 16, 8}, {kMma, false, 64, 128, 264}},
+      {{kH200, 1, 32, 8, 128, 0, kBf16, 4, 0}, {kMma, false, 64, 16, 264}},
+      {{kH200, 512, 32, 8, 128, 0, kBf16, 4, 0}, {kMma, false, 64, 128, 264}},
+      {{kH200, 512, 32, 8, 128, 0, kBf16, 16, 8}, {kMma, false, 64, 128, 264}},
       // Batch-invariant: one instruction for all row counts and layouts.
-      {{kH200, 1, 32, 8, 128, -1, kBf16, 16, 0}, {true, true, 128, 64, 132}},
-      {{kH200, 512, 32, 8, 128, -1, kBf16, 16, 0}, {true, true, 128, 128, 132}},
-      {{kH200, 1, 32, 8, 128, -1, kBf16, 4, 0}, {true, false, 128, 64, 132}},
-      {{kH200, 512, 32, 8, 128, -1, kBf16, 16, 2}, {true, false, 128, 128, 132}},
-      {{kH200, 1, 32, 8, 128, -1, kFp8, 16, 0}, {true, true, 128, 64, 132}},
-      {{kH200, 512, 32, 8, 128, -1, kFp8, 16, 8}, {true, false, 128, 128, 132}},
-      {{kA100, 1, 32, 8, 128, -1, kBf16, 16, 0}, {false, false, 64, 16, 216}},
+      {{kH200, 1, 32, 8, 128, -1, kBf16, 16, 0}, {kWgmma, true, 128, 64, 132}},
+      {{kH200, 512, 32, 8, 128, -1, kBf16, 16, 0}, {kWgmma, true, 128, 128, 132}},
+      {{kH200, 1, 32, 8, 128, -1, kBf16, 4, 0}, {kWgmma, false, 128, 64, 132}},
+      {{kH200, 512, 32, 8, 128, -1, kBf16, 16, 2}, {kWgmma, false, 128, 128, 132}},
+      {{kH200, 1, 32, 8, 128, -1, kFp8, 16, 0}, {kWgmma, true, 128, 64, 132}},
+      {{kH200, 512, 32, 8, 128, -1, kFp8, 16, 8}, {kWgmma, false, 128, 128, 132}},
+      {{kA100, 1, 32, 8, 128, -1, kBf16, 16, 0}, {kMma, false, 64, 16, 216}},
   };
+  const PrefillDevice without{132, true, false};
+  CHECK(cuda::plan_delta_prefill(params_of(table[0].call), without).kernel == kWgmma);
   int row = 0;
   for (const auto& [call, want] : table) {
     const PrefillPlan plan = cuda::plan_delta_prefill(params_of(call), call.device);
-    const bool same = plan.hopper == want.hopper && plan.tma == want.tma &&
+    const bool same = plan.kernel == want.kernel && plan.tma == want.tma &&
                       plan.list.tile_keys == want.tile_keys && plan.list.tile_rows == want.tile_rows &&
                       plan.list.workers == want.workers;
     if (!same) {
-      std::fprintf(stderr, "row %d: hopper %d, tma %d, tiles of %d keys and %d rows, %d workers\n", row,
-                   plan.hopper, plan.tma, plan.list.tile_keys, plan.list.tile_rows, plan.list.workers);
+      std::fprintf(stderr, "row %d: kernel %d, tma %d, tiles of %d keys and %d rows, %d workers\n", row,
+                   int(plan.kernel), plan.tma, plan.list.tile_keys, plan.list.tile_rows, plan.list.workers);
     }
     CHECK(same);
     ++row;
@@ -119,6 +131,7 @@ void rings() {
     }
     CHECK(same && got.bytes <= cuda::kHopperSmem);
   }
+  for (int head_dim : {64, 96, 128}) CHECK(cuda::few_bytes(head_dim) <= cuda::kHopperSmem);
 }
 
 // The list a plan reads is the one a schedule of the same shapes holds, whoever made it.
@@ -129,9 +142,10 @@ void lists() {
         for (int splits : {-1, 0, 3}) {
           const Call call{device, tokens, 32, 8, head_dim, splits, kBf16, 16, 0};
           const PrefillPlan plan = cuda::plan_delta_prefill(params_of(call), device);
-          const cuda::ListShape list = plan.hopper
-                                           ? cuda::hopper_list(tokens * 4, head_dim, splits, device)
-                                           : cuda::portable_list(tokens * 4, head_dim, splits, device);
+          const cuda::ListShape lists[] = {cuda::portable_list(tokens * 4, head_dim, splits, device),
+                                           cuda::hopper_list(tokens * 4, head_dim, splits, device),
+                                           cuda::few_rows_list(splits, head_dim, device)};
+          const cuda::ListShape& list = lists[int(plan.kernel)];
           CHECK(list.tile_keys == plan.list.tile_keys && list.tile_rows == plan.list.tile_rows);
           CHECK(list.workers == plan.list.workers && list.most_part_rows == plan.list.most_part_rows);
           CHECK(cuda::kChunkKeys % list.tile_keys == 0);

@@ -2,6 +2,7 @@
 
 from .planted_bug import Bug, Kernel
 
+FEW, FEW_ROWS = "delta_prefill_few_rows.cuh", "attention_few_rows.cuh"
 KERNEL, LOAD, ROWS, TILE, WIDEN = (
     "delta_prefill_hopper.cuh",
     "attention_hopper_load.cuh",
@@ -81,6 +82,83 @@ KERNELS = [
                     "c.release_values();\n    prim::wgmma_wait<0>();",
                     "race",
                 ),
+            ],
+        },
+    ),
+    Kernel(
+        "delta_prefill_few_rows",
+        "delta_prefill_few_rows",
+        none="narrow",
+        bugs={
+            "barrier": [
+                Bug(FEW, "__syncthreads();  // nobody reads the item before", "", "race"),
+                Bug(FEW, "__syncthreads();  // nobody reads the zeros any more, or the rows before", "", "race"),
+                Bug(FEW, "    __syncthreads();\n    for (int i = thread;", "    for (int i = thread;", "race"),
+                Bug(
+                    FEW,
+                    "if (item.splits == 1) continue;\n    __syncthreads();",
+                    "if (item.splits == 1) continue;",
+                    "race",
+                ),
+            ],
+            "syncwarp": [
+                Bug(
+                    FEW_ROWS,
+                    "prim::fence_proxy_async();  // before another piece comes to this place\n    __syncwarp();",
+                    "",
+                    "race",
+                ),
+                Bug(FEW, "__syncwarp();\n      if (zeros)", "if (zeros)", "race"),
+            ],
+            "wait": [
+                Bug(FEW, "pieces.wait(piece);", ""),
+                Bug(FEW_ROWS, "/ Tile::kSlots & 1;", "/ Tile::kSlots & 0;", "race"),
+            ],
+            "fence": [
+                Bug(
+                    FEW,
+                    "prim::atomic_add_acq_rel(a.tickets + item.first_item, 1)",
+                    "atomicAdd(a.tickets + item.first_item, 1u)",
+                    "race",
+                ),
+            ],
+            "init": [
+                Bug(
+                    FEW,
+                    "prim::mbar_init(prim::smem_u32(&shared.full[i]), 2);",
+                    "prim::mbar_init(prim::smem_u32(&shared.full[i]), 1);",
+                    "race",
+                ),
+                Bug(FEW, "rows.clear();", ""),
+                Bug(FEW, "pieces.passed += uint32_t(pieces.count);", ""),
+            ],
+            "mask": [
+                Bug(
+                    FEW_ROWS,
+                    "exists & range_bits(first[h], last[h], key0)",
+                    "exists & range_bits(first[h], last[h] + 1, key0)",
+                ),
+                Bug(FEW_ROWS, "exists & range_bits(first[h], last[h], key0)", "range_bits(first[h], last[h], key0)"),
+                Bug(FEW_ROWS, "if (p.tree_mask) see &=", "if (false) see &="),
+            ],
+            "bounds": [
+                Bug(FEW_ROWS, "in_range(block, a.p.cache.num_blocks)", "block >= 0"),
+                Bug(FEW, "if (part + j >= part_end) continue;", ""),
+            ],
+            "stride": [
+                Bug(FEW, "launch.v_map = cache_map<Tile>(a.p.v_cache", "launch.v_map = cache_map<Tile>(a.p.k_cache"),
+                Bug(FEW, "(w * kRows + within) * kHeadDim", "(w * kRows + within) * kHeadDim + 2"),
+            ],
+            "tail": [
+                Bug(FEW_ROWS, "key < item.key_end) continue;", "key <= item.key_end) continue;"),
+                Bug(FEW, "if (item.splits > 1 && item.tile_begin >= item.tile_end) break;", "", "race"),
+                Bug(FEW, "if (row >= item.num_rows) break;", ""),
+            ],
+            "align": [
+                Bug(FEW_ROWS, "there && launch.query_aligned", "there", "asan"),
+            ],
+            "order": [
+                Bug(FEW, "pieces.ask(next, block);\n        next += kFewWarps;", "next += kFewWarps;"),
             ],
         },
     ),

@@ -18,6 +18,8 @@ SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16)
 SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
 SMALL_WITHOUT_HOPPER(__half)
 SMALL_WITHOUT_HOPPER(__nv_bfloat16)
+SMALL_WITHOUT_FEW_ROWS(__half)
+SMALL_WITHOUT_FEW_ROWS(__nv_bfloat16)
 
 namespace {
 

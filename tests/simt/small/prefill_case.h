@@ -15,6 +15,11 @@
   void skv::cuda::launch_hopper_of<T>(const AttentionLaunch&, bool, int, cudaStream_t) { \
     throw std::runtime_error("not in the small cases");                                  \
   }
+#define SMALL_WITHOUT_FEW_ROWS(T)                                                    \
+  template <>                                                                        \
+  void skv::cuda::launch_few_rows_of<T>(const AttentionLaunch&, int, cudaStream_t) { \
+    throw std::runtime_error("not in the small cases");                              \
+  }
 
 namespace small {
 

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #define SKV_DEVICE inline
+#define SKV_DEVICE_CALL inline
 #define SKV_SHARED(name, ...)                                     \
   static const char name##_key = 0;                               \
   auto& name = *static_cast<::skv::prim::Identity<__VA_ARGS__>*>( \
@@ -55,7 +56,11 @@ inline void launch_dependents() {}
 inline void wait_for_grids() { simt::wait_for_grids(); }
 
 inline void zero_async(void* p, size_t bytes, cudaStream_t) { std::memset(p, 0, bytes); }
-inline int num_multiprocessors() { return 4; }  // few, so that small cases split their work too
+// Few, so that small cases split their work too, unless SIMT_MULTIPROCESSORS says how many.
+inline int num_multiprocessors() {
+  const char* value = std::getenv("SIMT_MULTIPROCESSORS");
+  return value ? std::atoi(value) : 4;
+}
 
 inline int compute_capability() { return simt::compute_capability(); }
 inline bool runs_sm90_code() { return compute_capability() == 90; }
