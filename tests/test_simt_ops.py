@@ -41,7 +41,8 @@ SOME_ON_SM90 = (
 )
 FOR_FEW_ROWS = ("test_delta_prefill_few_rows.py", "test_delta_prefill.py", "test_delta_prefill_masks.py")
 SOME_FOR_FEW_ROWS = (
-    *("everything_with_few_rows", "counts_around_the_limit and bfloat16", "nan_beside", "test_trees", "long_context"),
+    *("everything_with_few_rows", "counts_around_the_limit and bfloat16", "nan_beside", "test_trees"),
+    "long_context and 64",
 )
 # A schedule of its own each, the emulated device's compute capability and multiprocessors; the longest first.
 RUN = ("kind", "seed", "capability", "multiprocessors")
