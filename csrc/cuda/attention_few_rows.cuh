@@ -15,10 +15,10 @@ struct FewTile {
   using Cell = T;
   static constexpr bool kWiden = false;
   static constexpr int kHeadDim = kColumns, kKeys = kFewKeys, kKeysShift = 5;
-  static constexpr int kPitch = kHeadDim % 64 == 0 ? 128 : 64;  // bytes of a row in its parts
-  static constexpr prim::Swizzle kSwizzle =
-      kPitch == 128 ? prim::Swizzle::k128Bytes : prim::Swizzle::k64Bytes;
-  static constexpr int kBoxColumns = kPitch / 2, kBoxes = kHeadDim / kBoxColumns, kBoxRowBytes = kPitch;
+  using Lines = HopperTile<T, kColumns, 1>;        // of shared memory, as that kernel's
+  static constexpr int kPitch = Lines::kRowBytes;  // of a row in its parts
+  static constexpr prim::Swizzle kSwizzle = Lines::kSwizzle;
+  static constexpr int kBoxColumns = Lines::kBoxColumns, kBoxes = Lines::kBoxes, kBoxRowBytes = kPitch;
   static constexpr int kTileBytes = kKeys * kHeadDim * 2, kLandedBytes = kTileBytes;  // of keys or of values
   static constexpr int kSlots = kFewSlots, kSlotBytes = few_slot_bytes(kHeadDim);
   static constexpr int query_bytes(int) { return 0; }  // rows are in registers
@@ -31,11 +31,7 @@ struct FewTile {
 
   // Byte of the 16-byte chunk of a row; and that of the chunk `chunks` further on, where the two have no bit
   // in common.
-  SKV_DEVICE static uint32_t at(int row, int chunk) {
-    constexpr int kChunks = kPitch / 16;
-    const uint32_t within = uint32_t(row * kPitch + chunk % kChunks * 16);
-    return uint32_t(chunk / kChunks * kKeys * kPitch) + (within ^ (within >> 7 & (kChunks - 1)) << 4);
-  }
+  SKV_DEVICE static uint32_t at(int row, int chunk) { return Lines::at(row, chunk, kKeys * kPitch); }
   SKV_DEVICE static uint32_t along(uint32_t address, int chunks) {
     constexpr int kChunks = kPitch / 16;
     return (address ^ uint32_t(chunks % kChunks * 16)) + uint32_t(chunks / kChunks * kKeys * kPitch);
