@@ -19,11 +19,8 @@ void launch_attention_of<__half, __nv_fp8_e4m3>(const AttentionLaunch& launch, i
 
 SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16)
 SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
-SMALL_WITHOUT_HOPPER(__half)
-SMALL_WITHOUT_HOPPER(__nv_bfloat16)
-SMALL_WITHOUT_HOPPER(__nv_fp8_e4m3)
-SMALL_WITHOUT_FEW_ROWS(__half)
-SMALL_WITHOUT_FEW_ROWS(__nv_bfloat16)
+SMALL_WITHOUT_ANY_HOPPER
+SMALL_WITHOUT_ANY_FEW_ROWS
 
 namespace {
 

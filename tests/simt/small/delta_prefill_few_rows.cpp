@@ -12,13 +12,8 @@ void launch_few_rows_of<__half>(const AttentionLaunch& launch, int ctas, cudaStr
 }  // namespace cuda
 }  // namespace skv
 
-SMALL_WITHOUT_ATTENTION(__half, __half)
-SMALL_WITHOUT_ATTENTION(__half, __nv_fp8_e4m3)
-SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16)
-SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
-SMALL_WITHOUT_HOPPER(__half)
-SMALL_WITHOUT_HOPPER(__nv_bfloat16)
-SMALL_WITHOUT_HOPPER(__nv_fp8_e4m3)
+SMALL_WITHOUT_ANY_ATTENTION
+SMALL_WITHOUT_ANY_HOPPER
 SMALL_WITHOUT_FEW_ROWS(__nv_bfloat16)
 
 namespace {

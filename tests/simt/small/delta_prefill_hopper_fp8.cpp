@@ -12,14 +12,10 @@ void launch_hopper_of<__nv_fp8_e4m3>(const AttentionLaunch& launch, bool tma, in
 }  // namespace cuda
 }  // namespace skv
 
-SMALL_WITHOUT_ATTENTION(__half, __half)
-SMALL_WITHOUT_ATTENTION(__half, __nv_fp8_e4m3)
-SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16)
-SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
+SMALL_WITHOUT_ANY_ATTENTION
 SMALL_WITHOUT_HOPPER(__half)
 SMALL_WITHOUT_HOPPER(__nv_bfloat16)
-SMALL_WITHOUT_FEW_ROWS(__half)
-SMALL_WITHOUT_FEW_ROWS(__nv_bfloat16)
+SMALL_WITHOUT_ANY_FEW_ROWS
 
 namespace {
 

@@ -4,7 +4,7 @@
 
 #include "small.h"
 
-// The launchers that a program has no kernels for.
+// The launchers that a program has no kernels for, one by one or all of a kind.
 #define SMALL_WITHOUT_ATTENTION(T, Cell)                                                    \
   template <>                                                                               \
   void skv::cuda::launch_attention_of<T, Cell>(const AttentionLaunch&, int, cudaStream_t) { \
@@ -20,6 +20,18 @@
   void skv::cuda::launch_few_rows_of<T>(const AttentionLaunch&, int, cudaStream_t) { \
     throw std::runtime_error("not in the small cases");                              \
   }
+#define SMALL_WITHOUT_ANY_ATTENTION                     \
+  SMALL_WITHOUT_ATTENTION(__half, __half)               \
+  SMALL_WITHOUT_ATTENTION(__half, __nv_fp8_e4m3)        \
+  SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_bfloat16) \
+  SMALL_WITHOUT_ATTENTION(__nv_bfloat16, __nv_fp8_e4m3)
+#define SMALL_WITHOUT_ANY_HOPPER      \
+  SMALL_WITHOUT_HOPPER(__half)        \
+  SMALL_WITHOUT_HOPPER(__nv_bfloat16) \
+  SMALL_WITHOUT_HOPPER(__nv_fp8_e4m3)
+#define SMALL_WITHOUT_ANY_FEW_ROWS \
+  SMALL_WITHOUT_FEW_ROWS(__half)   \
+  SMALL_WITHOUT_FEW_ROWS(__nv_bfloat16)
 
 namespace small {
 
