@@ -4,11 +4,12 @@ Random weights, greedy, every session with a conversation of --context tokens. C
   host           generate.Loop: the host plans, launches, waits and commits
   device         device_step.DeviceLoop: one step of the device, the host one step behind; on a GPU launched op by op
   device, graph  the same as a replay of a CUDA graph (GPU only)
+  ... op by op   and with norms, activation and residuals as ops of their own (--op-by-op; Hopper, few rows)
 host us is the time of a step in which the host is busy: all but the forward pass, verification and its device's ops on
 the CPU, all but waiting on a GPU. weights and attention are those parts alone, for the same rows, overlapped as in a
 step. The floor of a step is what reading weights and KV takes at the bandwidth measured in the same run.
 
-    python benchmarks/bench_step.py [--sessions 1 8 64] [--context 1024] [--drafts 0] [--steps 40]
+    python benchmarks/bench_step.py [--sessions 1 8 64] [--context 1024] [--drafts 0] [--steps 40] [--op-by-op]
                                     [--device cpu|cuda] [--model 112M|8B] [--json FILE]
 """
 
@@ -182,10 +183,15 @@ def steps_of(engine: skv.Engine, count: int, device: torch.device) -> tuple[floa
 
 def measure(model: Decoder, sessions: int, args) -> list[dict]:
     device, table = model.device, []
-    contestants = {"host": (False, False), "device": (True, False)}
+    fused_rows = model.layers[0].fused_rows
+    contestants = {"host": (False, False, fused_rows), "device": (True, False, fused_rows)}
     if device.type == "cuda":
-        contestants["device, graph"] = (True, True)
-    for name, (device_loop, is_captured) in contestants.items():
+        contestants["device, graph"] = (True, True, fused_rows)
+        if args.op_by_op:
+            contestants["device, graph, op by op"] = (True, True, 0)
+    for name, (device_loop, is_captured, most_fused) in contestants.items():
+        for layer in model.layers:
+            layer.fused_rows = most_fused
         engine = engine_of(model, sessions, args, device_loop)
         if device_loop and not is_captured:
             loop = engine._loop.device_loop
@@ -204,6 +210,8 @@ def measure(model: Decoder, sessions: int, args) -> list[dict]:
                 "floor ms": 1e3 * floor, "share of floor": floor / step,
             }
         )  # fmt: skip
+    for layer in model.layers:
+        layer.fused_rows = fused_rows
     return table
 
 
@@ -234,6 +242,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--drafts", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--op-by-op", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--model", choices=MODELS, help="default: 8B on a GPU, 112M on the CPU")

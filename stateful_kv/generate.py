@@ -132,7 +132,7 @@ def forward(
     residual, b = model.embed(batch.token_ids)
     with ops.overlapping_launches():
         for layer, k_cache, v_cache in zip(model.layers, cache.keys, cache.values):
-            layer.qkv_linear(b.normed, b.qkv)
+            layer.before_attention(b, residual)
             ops.rope_append_kv(
                 k_cache, v_cache, b.query, b.key, b.value, batch.positions, model.cos_sin, batch.slot_mapping,
                 q_norm_weight=layer.q_norm, k_norm_weight=layer.k_norm, norm_eps=layer.eps, query_out=b.query,

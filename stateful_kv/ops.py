@@ -205,6 +205,37 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tenso
     return out
 
 
+def fused_row_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    epsilon: float = 1e-6,
+    silu_and_mul: bool = False,
+    add: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """row_linear with what stands before and after it in a decoder layer: the same bits as those ops one by one.
+
+    x, weight, bias: as in row_linear. norm_weight: [k] of x's dtype; x is first normalised, by rms_norm with epsilon.
+    silu_and_mul: weight is [2 * size, k], gate above up, and out [rows, size] what silu_and_mul makes of the product.
+    add: the result, rounded, is added to what out holds (a residual), which then has to be given.
+    out: [rows, n or size] of x's dtype, any row stride, not overlapping the inputs; allocated when None. Mutated.
+    Returns out. On Hopper it is one launch, of float16 or bfloat16 and plain weights: with a norm for up to 8 rows (k a
+    multiple of 64, (rows + 1) * k at most 79,872), without one for up to 32 if the product is at most added. All else
+    runs the ops it stands for, through memory of torch's allocator.
+    Raises ValueError, TypeError, NotImplementedError for malformed arguments, before anything is written.
+    Source: prologue and epilogue fusion of linears (CUTLASS); SwiGLU (Shazeer, 2020).
+    """
+    if out is None:
+        if add:
+            raise ValueError("fused_row_linear: out is None, expected the tensor that add is to add to")
+        n = weight.shape[0] // (2 if silu_and_mul else 1) if weight.dim() else 0
+        out = x.new_empty((*x.shape[:-1], n))
+    _call(_op.fused_row_linear.default, out, x, weight, bias, norm_weight, epsilon, silu_and_mul, add)
+    return out
+
+
 def pack_linear_weight(weight: Tensor, packed: Tensor | None = None) -> Tensor:
     """The weight of a linear, [n, k], in the order in which row_linear reads it on this device.
 
@@ -429,8 +460,8 @@ def overlapping_launches(enabled: bool = True) -> Iterator[None]:
 
     A kernel then does what it can without waiting (fetches weights into shared memory, keys and values of earlier
     tokens) and waits for all kernels ahead before it reads what they wrote or writes anything. rms_norm,
-    fused_add_rms_norm, silu_and_mul, rope_append_kv, delta_prefill and row_linear of few rows take part; every other
-    kernel of the stream keeps its place. Results are the same.
+    fused_add_rms_norm, silu_and_mul, rope_append_kv, delta_prefill, row_linear and fused_row_linear of few rows take
+    part; every other kernel of the stream keeps its place. Results are the same.
 
     It holds for a loop of layers on one stream. Inside, no taking-part op, nor any kernel directly ahead of one, may
     write what an op reads as weights (of norms or linears), positions, cos_sin_cache, slot_mapping, block_table,

@@ -151,6 +151,14 @@ def row_linear(dtype=torch.bfloat16):
     )  # fmt: skip
 
 
+def fused_row_linear(dtype=torch.bfloat16):
+    return dict(
+        out=torch.randn(5, 40).to(dtype), x=torch.randn(5, 64).to(dtype), weight=torch.randn(80, 64).to(dtype),
+        bias=torch.randn(80).to(dtype), norm_weight=torch.rand(64).to(dtype), epsilon=1e-6, silu_and_mul=True,
+        add=True,
+    )  # fmt: skip
+
+
 def pack_linear_weight(dtype=torch.bfloat16):
     return dict(packed=torch.zeros(40, 12, 2, dtype=dtype), weight=torch.randn(40, 24).to(dtype))
 
@@ -160,7 +168,7 @@ CALLS = {
     for f in (
         append_kv, rope_append_kv, delta_prefill, schedule_delta_prefill, merge_states, copy_blocks, compact_kv,
         verify_drafts, propose_drafts, plan_step, commit_step, rms_norm, fused_add_rms_norm, silu_and_mul,
-        row_linear, pack_linear_weight,
+        row_linear, fused_row_linear, pack_linear_weight,
     )
 }  # fmt: skip
 OUTPUTS = {
@@ -189,6 +197,7 @@ OUTPUTS = {
     "fused_add_rms_norm": ("input", "residual"),
     "silu_and_mul": ("out",),
     "row_linear": ("out",),
+    "fused_row_linear": ("out",),
     "pack_linear_weight": ("packed",),
 }
 

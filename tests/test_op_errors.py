@@ -213,6 +213,7 @@ SCALARS = [
     ("rope_append_kv", "norm_eps", (-1.0, NAN)),
     ("rms_norm", "epsilon", (-1.0, NAN)),
     ("fused_add_rms_norm", "epsilon", (-1.0, NAN)),
+    ("fused_row_linear", "epsilon", (-1.0, NAN)),
     ("delta_prefill", "max_seqlen_q", (-1,)),
     ("delta_prefill", "softmax_scale", (NAN, math.inf)),
     ("delta_prefill", "window_left", (-2,)),

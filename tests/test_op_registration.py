@@ -59,6 +59,8 @@ rms_norm(Tensor(a!) out, Tensor input, Tensor weight, float epsilon) -> ()
 fused_add_rms_norm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float epsilon) -> ()
 silu_and_mul(Tensor(a!) out, Tensor input) -> ()
 row_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias=None) -> ()
+fused_row_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias=None, Tensor? norm_weight=None,
+    float epsilon=1e-6, bool silu_and_mul=False, bool add=False) -> ()
 pack_linear_weight(Tensor(a!) packed, Tensor weight) -> ()
 """
 

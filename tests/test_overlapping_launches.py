@@ -74,6 +74,24 @@ def test_an_engine_gives_the_same_bits(monkeypatch, contexts, loop, device):
         assert same_bits(got[1], want[1])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("contexts", [[70], [3, 40, 300, 9]], ids=["one", "four"])
+def test_layers_that_fuse_give_the_same_bits(contexts, loop, device):
+    """Few rows: norms, activation and residual within the linears (Layer.fused_rows), or by ops of their own."""
+    shape, dtype = (64, 96, 2, 2, 1, 64), torch.float32
+    if device == "cuda":
+        shape, dtype = (2048, 5632, 6, 16, 4, 128), torch.bfloat16
+    model = model_on(device, *shape, dtype)
+    found = []
+    for fused_rows in (0, 8):
+        for layer in model.layers:
+            layer.fused_rows = fused_rows
+        found.append(run(model, contexts, 20, **LOOPS[loop], speculation=skv.PromptLookup(num_drafts=2)))
+    assert found[0][0] == found[1][0]
+    assert same_bits(found[0][1], found[1][1])
+
+
 def test_the_switch_is_put_back():
     schema = torch.ops.stateful_kv.overlap_launches.default._schema
     assert str(schema) == "stateful_kv::overlap_launches(bool enabled) -> bool"

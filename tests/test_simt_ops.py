@@ -2,7 +2,7 @@
 
 Each build runs test_<op>*.py of every op that has a kernel and test_wild_indices.py, in a process of its own beside
 the other tests (background.py): plain, with AddressSanitizer and with the race checker, each under a schedule of its
-own. Attention has kernels of its own for sm_90: its tests run again where the emulated device says that it is one, and
+own. Attention and linears have kernels of their own for sm_90: their tests run again where the emulated device says that it is one, and
 those of few rows where it has multiprocessors enough for the kernel that such calls then take.
 """
 
@@ -65,7 +65,7 @@ def chosen(kind, capability, multiprocessors):
         return FILES, " and not ".join(["simt", *(SAID_ONCE if kind != "plain" else ())])
     files = sorted(TESTS.glob("test_delta_prefill*.py"))
     if kind == "plain":
-        files.append(TESTS / "test_row_linear.py")
+        files += [TESTS / "test_row_linear.py", TESTS / "test_fused_row_linear.py"]
         return files, " and not ".join(["simt", *NOT_ON_SM90])
     return files, f"simt and ({' or '.join(f'({name})' for name in SOME_ON_SM90)})"
 

@@ -245,10 +245,39 @@ def linear_cases(tiny: bool) -> list[Case]:
         shape, moved = {"rows": rows, "n": n, "k": k}, 2 * (rows * k + n * k + rows * n)
         return Case("row_linear", shape, moved, build, 2 * rows * n * k, held_bytes=moved + 2 * n * k)
 
+    def fused(rows, n, k, what):
+        """A linear with what stands beside it in a layer, in one call and op by op, one after another."""
+
+        def build(target):
+            x, weight, norm_weight = noise(target, rows, k), noise(target, n, k), noise(target, k)
+            normed, product = torch.empty_like(x), torch.empty(rows, n, dtype=x.dtype, device=target.device)
+            out = torch.zeros(rows, n // 2 if what == "norm, silu" else n, dtype=x.dtype, device=target.device)
+            options = {"norm": (norm_weight, 1e-6, False, False), "norm, silu": (norm_weight, 1e-6, True, False)}
+            options = options.get(what, (None, 1e-6, False, True))
+
+            def separate():
+                if what == "add":
+                    target.ops.row_linear(product, x, weight)
+                    return out.add_(product)
+                target.ops.rms_norm(normed, x, norm_weight, 1e-6)
+                target.ops.row_linear(out if what == "norm" else product, normed, weight)
+                return target.ops.silu_and_mul(out, product) if what == "norm, silu" else out
+
+            return {
+                "ours": lambda: target.ops.fused_row_linear(out, x, weight, None, *options),
+                "ours, op by op": separate,
+                "torch linear (cuBLAS) alone": lambda: F.linear(x, weight),
+            }
+
+        moved = 2 * (rows * k + n * k + rows * n)
+        return Case("fused_row_linear", {"rows": rows, "n": n, "k": k, "with": what}, moved, build, 2 * rows * n * k)
+
     if tiny:
-        return [make(3, 64, 64)]
+        return [make(3, 64, 64), fused(3, 64, 64, "norm, silu"), fused(3, 64, 64, "add")]
+    layer = ((6144, 4096, "norm"), (4096, 4096, "add"), (28672, 4096, "norm, silu"), (4096, 14336, "add"))
+    fused_cases = [fused(rows, *shape) for shape in layer for rows in (1, 4, 8)]
     sizes = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096))
-    return [make(rows, n, k) for n, k in sizes for rows in (1, 2, 4, 8, 16, 64, 512, 2048)]
+    return fused_cases + [make(rows, n, k) for n, k in sizes for rows in (1, 2, 4, 8, 16, 64, 512, 2048)]
 
 
 def dense_cases(tiny: bool) -> list[Case]:

@@ -253,7 +253,8 @@ def bench_summary(path: pathlib.Path):
 
 
 def step_steps(setting: Setting) -> list[Step]:
-    """bench_step.py: a step of an engine, captured and not; decoding, the same without few rows' kernel, drafts."""
+    """bench_step.py: steps of an engine, captured and not: decoding (layers also op by op), without few rows' kernel,
+    drafts."""
     tiny = ["--model", "tiny", "--device", "cpu", "--context", "40", "--sessions", "1", "3", "--steps", "3"]
     steps = []
     without = {"STATEFUL_KV_FEW_ROWS": "0"}
@@ -261,6 +262,7 @@ def step_steps(setting: Setting) -> list[Step]:
         path = setting.folder / f"step_{name}.json"
         command = [sys.executable, str(ROOT / "benchmarks" / "bench_step.py"), "--drafts", drafts, "--json", str(path)]
         command += tiny if setting.emulated else ["--context", "8192", "--sessions", "1", "8"]
+        command += ["--op-by-op"] if name == "decode" else []
         steps.append(Step(name, command, 200, step_summary(path), results=path, env=env))
     return steps
 
@@ -269,7 +271,7 @@ def step_summary(path: pathlib.Path):
     def summary(done: Outcome) -> str:
         if not path.is_file():
             return last_line(done.output)
-        row = json.loads(path.read_text())["rows"][-1]
+        row = next(r for r in reversed(json.loads(path.read_text())["rows"]) if "op by op" not in r["contestant"])
         return f"{row['contestant']}, {row['sessions']} sessions: {row['step ms']:.3f} ms, host {row['host us']:.0f} us"
 
     return summary

@@ -1,7 +1,8 @@
 """One small call of every op, for compute-sanitizer to watch: python -m benchmarks.gpu.small_calls [--dry-run] [OP...]
 
 The calls are those of tests/op_calls.py, with a plain and, where the op takes one, an fp8 cache, attention also with
-several splits and without a split, row_linear with the rows of every tiling. Results are only waited for: whether they
+several splits and without a split, row_linear with the rows of every tiling, fused_row_linear also without its norm.
+Results are only waited for: whether they
 are right is for the op tests.
 """
 
@@ -34,6 +35,9 @@ def calls_of(op: str) -> list[dict]:
         calls = [
             call | {"x": x.to(call["x"]), "out": x.new_zeros(len(x), 40).to(call["x"])} for x in some for call in calls
         ]
+    if op == "fused_row_linear":
+        adds = {"norm_weight": None, "silu_and_mul": False}
+        calls += [call | adds | {"out": call["bias"].repeat(len(call["x"]), 1)} for call in calls]
     return calls
 
 

@@ -30,6 +30,7 @@ class IndexError : public std::out_of_range {
   X(fused_add_rms_norm, FusedAddRmsNormParams)  \
   X(silu_and_mul, SiluAndMulParams)             \
   X(row_linear, RowLinearParams)                \
+  X(fused_row_linear, FusedRowLinearParams)     \
   X(pack_linear_weight, PackLinearWeightParams) \
   X(delta_prefill, DeltaPrefillParams)          \
   X(schedule_delta_prefill, ScheduleDeltaPrefillParams)
@@ -46,9 +47,10 @@ namespace cuda {
 #define SKV_DECLARE(op, Params) void op(const Params& params, void* stream);
 SKV_FOR_EACH_OP(SKV_DECLARE)
 #undef SKV_DECLARE
-// Bytes of DeltaPrefillParams::workspace and VerifyDraftsParams::workspace.
+// Bytes of DeltaPrefillParams::workspace, VerifyDraftsParams::workspace and FusedRowLinearParams::workspace.
 int64_t delta_prefill_workspace(const DeltaPrefillParams& params);
 int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch);
+int64_t fused_row_linear_workspace(const FusedRowLinearParams& params);
 // Whether this thread's launches may overlap (stateful_kv/ops.py: overlapping_launches); returns what it was.
 bool overlap_launches(bool enabled);
 }  // namespace cuda

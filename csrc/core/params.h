@@ -264,6 +264,15 @@ struct RowLinearParams {
   int64_t rows, n, k;
 };
 
+struct FusedRowLinearParams {
+  RowLinearParams linear;   // out [rows, n], with silu_and_mul [rows, n / 2], of dtype
+  const void* norm_weight;  // [k], by which x is normalised first, or nullptr
+  float epsilon;            // of that
+  bool silu_and_mul, add;   // of the columns' two halves; to what out holds
+  void* workspace;          // scratch of workspace_size bytes: on the CPU FusedRowLinearMemory's size
+  int64_t workspace_size;
+};
+
 struct PackLinearWeightParams {
   void* packed;        // n * ceil(k / pair) * pair elements of dtype, pair = linear_pair(dtype)
   const void* weight;  // [n, k]

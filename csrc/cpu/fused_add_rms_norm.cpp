@@ -4,17 +4,6 @@
 
 namespace skv::cpu::SKV_ISA {
 
-namespace {
-
-template <class T>
-void add_row(T* to, const T* x, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, add(load(to + i), load(x + i)));
-  for (; i < n; ++i) to[i] = from_float<T>(to_float(to[i]) + to_float(x[i]));
-}
-
-}  // namespace
-
 void fused_add_rms_norm(const FusedAddRmsNormParams& p, const Parallel& pool) {
   with_float_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -1,4 +1,5 @@
-// What rms_norm and fused_add_rms_norm share: one row, whose bits depend on that row and the weight alone.
+// What rms_norm, fused_add_rms_norm and fused_row_linear share: one row, whose bits depend on that row and
+// the weight alone.
 //
 // The order of the sum of squares: four vectors of partial sums take the row's vectors in turn, the last of
 // them what is left over; then ((0 + 1) + (2 + 3)) and across the lanes. It depends on the row's length only.
@@ -35,6 +36,14 @@ void norm_row(T* out, const T* x, const T* weight, int64_t n, float epsilon) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(out + i, mul(mul(load(x + i), scales), load(weight + i)));
   for (; i < n; ++i) out[i] = from_float<T>(to_float(x[i]) * scale * to_float(weight[i]));
+}
+
+// to += x, rounded to T.
+template <class T>
+void add_row(T* to, const T* x, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, add(load(to + i), load(x + i)));
+  for (; i < n; ++i) to[i] = from_float<T>(to_float(to[i]) + to_float(x[i]));
 }
 
 // Rows that are worth a thread of their own.

@@ -1,5 +1,5 @@
-// What rms_norm and fused_add_rms_norm share: a CTA per row, whose bits depend on that row and the weight
-// alone.
+// What rms_norm and fused_add_rms_norm share, and in part fused_row_linear: a CTA per row, whose bits depend
+// on that row and the weight alone.
 //
 // Thread t takes the row's groups of 16 bytes t, t + threads, ..., whether it loads them as one vector or
 // element by element, so alignment has no part in the order of the sum either; then a butterfly within each
@@ -41,11 +41,34 @@ SKV_DEVICE void store_group(T* row, int64_t at, int64_t size, const Vector<T, kG
   }
 }
 
+template <class T>
+SKV_DEVICE void add_squares(float& squares, const Vector<T, kGroup<T>>& v) {
+#pragma unroll
+  for (int e = 0; e < kGroup<T>; ++e) squares += to_float(v.at[e]) * to_float(v.at[e]);
+}
+
+SKV_DEVICE float sum_over_warp(float x) {
+#pragma unroll
+  for (int o = kWarpSize / 2; o; o >>= 1) x += __shfl_xor_sync(kFullMask, x, o);
+  return x;
+}
+
+// What a row is multiplied by, given its sum of squares.
+SKV_DEVICE float norm_scale(float squares, int64_t hidden, float epsilon) {
+  return rsqrtf(squares / float(hidden) + epsilon);
+}
+
+template <class T>
+SKV_DEVICE void scale_group(Vector<T, kGroup<T>>& v, float scale, const Vector<T, kGroup<T>>& weight) {
+#pragma unroll
+  for (int e = 0; e < kGroup<T>; ++e)
+    v.at[e] = from_float<T>(to_float(v.at[e]) * scale * to_float(weight.at[e]));
+}
+
 // The sum over the CTA, the same in every thread.
 SKV_DEVICE float sum_over_cta(float x) {
   SKV_SHARED(warp_sums, float[kNormMaxWarps]);
-#pragma unroll
-  for (int o = kWarpSize / 2; o; o >>= 1) x += __shfl_xor_sync(kFullMask, x, o);
+  x = sum_over_warp(x);
   if (threadIdx.x % kWarpSize == 0) warp_sums[threadIdx.x / kWarpSize] = x;
   __syncthreads();
   float total = 0.f;
@@ -85,14 +108,12 @@ SKV_DEVICE void hold_weight(HeldGroups<T>& held, const T* weight, int64_t hidden
 template <class T, bool kWide>
 SKV_DEVICE void write_norm(T* out, const T* x, const T* weight, const HeldGroups<T>& held_x,
                            const HeldGroups<T>& held_weight, int64_t hidden, float epsilon, float squares) {
-  const float scale = rsqrtf(sum_over_cta(squares) / float(hidden) + epsilon);
+  const float scale = norm_scale(sum_over_cta(squares), hidden, epsilon);
   for_each_group<T>(hidden, [&](int64_t at, int i) {
     Vector<T, kGroup<T>> v = i < kHeldGroups ? held_x[i] : load_group<T, kWide>(x, at, hidden);
     const Vector<T, kGroup<T>> w =
         i < kHeldGroups ? held_weight[i] : load_group<T, kWide>(weight, at, hidden);
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; ++e)
-      v.at[e] = from_float<T>(to_float(v.at[e]) * scale * to_float(w.at[e]));
+    scale_group<T>(v, scale, w);
     store_group<T, kWide>(out, at, hidden, v);
   });
 }

@@ -19,8 +19,7 @@ __global__ void __launch_bounds__(kNormMaxWarps* kWarpSize)
   float squares = 0.f;
   for_each_group<T>(p.hidden, [&](int64_t at, int i) {
     held[i] = load_group<T, kWide>(x, at, p.hidden);
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; ++e) squares += to_float(held[i].at[e]) * to_float(held[i].at[e]);
+    add_squares<T>(squares, held[i]);
   });
   write_norm<T, kWide>(out, x, weight, held, held_weight, p.hidden, p.epsilon, squares);
 }

@@ -13,17 +13,6 @@ unsigned grid_size(int64_t row_tiles, int64_t column_tiles) {
   return unsigned(ctas);
 }
 
-RowLinearLaunch make_launch(const RowLinearParams& p) {
-  RowLinearLaunch launch{};
-  launch.p = p;
-  const WeightLayout& w = launch.layout = weight_layout(p);
-  const int64_t size = element_size(p.dtype), out_size = element_size(p.out_dtype);
-  launch.x_aligned = aligned(p.x, size, {p.x_stride}, 16);
-  launch.weight_aligned = aligned(p.weight, size, {w.group_stride, w.column_stride, w.block_stride}, 16);
-  launch.out_paired = aligned(p.out, out_size, {p.out_stride}, 2 * out_size);
-  return launch;
-}
-
 template <class T, class Tile>
 void launch_tiles(RowLinearLaunch launch, cudaStream_t stream) {
   const RowLinearParams& p = launch.p;
@@ -42,47 +31,19 @@ void launch_f32(const RowLinearParams& p, cudaStream_t stream) {
                dim3(grid_size(launch.row_tiles, ceil_div(p.n, kF32Columns))), kF32Threads, 0, stream, launch);
 }
 
-// Whether TMA can bring rows and columns.
-bool can_stream(const RowLinearLaunch& l) {
-  const auto fits = [&](int64_t lines, int64_t stride) {
-    return lines == 1 || (stride >= l.p.k && 2 * stride < int64_t(1) << 40);
-  };
-  return l.p.rows <= kMostStreamRows && !l.p.packed && l.p.k > 0 && l.x_aligned && l.weight_aligned &&
-         fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) &&
-         std::max(l.p.n, l.p.k) <= INT32_MAX && prim::runs_sm90_code();
-}
-
 template <class T, int kRows>
 void launch_stream_of(StreamLaunch& launch, cudaStream_t stream) {
-  constexpr int kSmem = 150 * 1024;  // one CTA a multiprocessor, so that none gets two and another one none
-  constexpr int kPrefill = 120 * 1024;  // more, and the small grids ahead wait for memory behind it
   const RowLinearParams& p = launch.l.p;
-  const int stage = StreamStage<kRows>::bytes(launch.warps);
-  launch.units = int(ceil_div(p.n, kGroupColumns * launch.warps));
-  launch.stages = std::min(kMostStreamStages, kSmem / stage);
-  launch.prefill = std::min(launch.stages, kPrefill / stage);
-  launch.trigger = 2 * launch.stages;
   launch.x_map = stream_map(p.x, p.k, p.rows, p.x_stride, kRows);
   launch.weight_map = stream_map(p.weight, p.k, p.n, p.weight_stride, kGroupColumns * launch.warps);
-  prim::launch_overlapped(row_linear_stream_kernel<T, kRows>,
-                          dim3(unsigned(std::min(launch.units, prim::num_multiprocessors()))),
-                          (launch.warps + 1) * kWarpSize, size_t(launch.stages * stage), stream, launch);
-}
-
-template <class T>
-void launch_stream(const RowLinearLaunch& l, cudaStream_t stream) {
-  StreamLaunch launch{};
-  launch.l = l;
-  launch.warps = stream_warps(l.p.n, prim::num_multiprocessors());
-  l.p.rows <= 8    ? launch_stream_of<T, 8>(launch, stream)
-  : l.p.rows <= 16 ? launch_stream_of<T, 16>(launch, stream)
-                   : launch_stream_of<T, 32>(launch, stream);
+  launch_stream(row_linear_stream_kernel<T, kRows>, launch, StreamStage<kRows, false>::bytes(launch.warps),
+                kStreamRing, 0, stream);
 }
 
 template <class T>
 void launch_16bit(const RowLinearParams& p, cudaStream_t stream) {
-  const RowLinearLaunch launch = make_launch(p);
-  if (can_stream(launch)) return launch_stream<T>(launch, stream);
+  const RowLinearLaunch launch = linear_launch(p);
+  if (can_stream(launch)) return stream_row_linear(launch, false, stream);
   switch (linear_tiling(p.rows, p.n, prim::num_multiprocessors())) {
     case LinearTiling::kFewRows:
       return launch_tiles<T, FewRowsTile>(launch, stream);
@@ -94,6 +55,20 @@ void launch_16bit(const RowLinearParams& p, cudaStream_t stream) {
 }
 
 }  // namespace
+
+void stream_row_linear(const RowLinearLaunch& l, bool add, cudaStream_t stream) {
+  StreamLaunch launch{};
+  launch.l = l;
+  launch.add = add;
+  launch.warps = stream_warps(l.p.n, prim::num_multiprocessors());
+  const auto of_type = [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    l.p.rows <= 8    ? launch_stream_of<T, 8>(launch, stream)
+    : l.p.rows <= 16 ? launch_stream_of<T, 16>(launch, stream)
+                     : launch_stream_of<T, 32>(launch, stream);
+  };
+  l.p.dtype == DType::kFloat16 ? of_type(Tag<__half>{}) : of_type(Tag<__nv_bfloat16>{});
+}
 
 void row_linear(const RowLinearParams& params, void* stream) {
   RowLinearParams p = params;

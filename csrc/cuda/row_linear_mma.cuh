@@ -285,5 +285,18 @@ __global__ void __launch_bounds__(kLinearThreads, Tile::kCtas)
   }
 }
 
+// ---- host ----
+
+inline RowLinearLaunch linear_launch(const RowLinearParams& p) {
+  RowLinearLaunch launch{};
+  launch.p = p;
+  const WeightLayout& w = launch.layout = weight_layout(p);
+  const int64_t size = element_size(p.dtype), out_size = element_size(p.out_dtype);
+  launch.x_aligned = aligned(p.x, size, {p.x_stride}, 16);
+  launch.weight_aligned = aligned(p.weight, size, {w.group_stride, w.column_stride, w.block_stride}, 16);
+  launch.out_paired = aligned(p.out, out_size, {p.out_stride}, 2 * out_size);
+  return launch;
+}
+
 }  // namespace cuda
 }  // namespace skv

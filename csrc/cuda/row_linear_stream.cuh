@@ -1,5 +1,5 @@
 // The kernel of row_linear for few rows of fp16 and bf16 on sm_90: reads the weights at the speed
-// of memory, and begins to before the rows are there.
+// of memory, and begins to before the rows are there.  fused_row_linear.cuh makes another one of its parts.
 //
 // A CTA a multiprocessor takes units of 8 columns a warp, one after another.  One warp copies: chunks along k
 // of the unit's columns and of the rows pass by TMA through a ring of stages in shared memory, unit after
@@ -17,6 +17,7 @@
 
 #include "prim_hopper.cuh"
 #include "row_linear_mma.cuh"
+#include "silu_and_mul.cuh"
 
 namespace skv {
 namespace cuda {
@@ -32,6 +33,12 @@ struct StreamLaunch {
   int units;                          // of 8 columns a warp
   int prefill;                        // stages that are filled before the rows are there
   int trigger;                        // chunks left to ask for when the next grid may begin
+  bool add;                           // the sums to what out holds
+  // Of rows that stay in shared memory (fused_row_linear.cuh):
+  int halved;               // 1: a unit has as many columns of each half of n, which are multiplied; else 0
+  const void* norm_weight;  // [k]
+  float epsilon;
+  int norm_warps;  // that rms_norm has
 };
 
 struct StreamShared {
@@ -45,9 +52,9 @@ struct StreamTile {
                        kColumns = kMostStreamWarps * kGroupColumns;
 };
 
-// A stage is kBoxes boxes of 64 elements of k for the unit's columns, then as many for the rows: lines of 128
-// bytes, swizzled.  Outside of the matrices there are zeros.
-template <int kRows>
+// A stage is kBoxes boxes of 64 elements of k for the unit's columns, then as many for the rows, unless those
+// stay where they are: lines of 128 bytes, swizzled.  Outside of the matrices there are zeros.
+template <int kRows, bool kRowsStay>
 struct StreamStage {
   static constexpr int kBoxes = kStreamChunk / kStreamBoxColumns, kBlocks = kStreamChunk / kBlockK;
   static constexpr int kRowBox = kRows * kStreamBoxRowBytes;
@@ -56,7 +63,7 @@ struct StreamStage {
     return uint32_t(warps * kGroupColumns * kStreamBoxRowBytes);
   }
   static constexpr int bytes(int warps) {
-    return kBoxes * (warps * kGroupColumns + kRows) * kStreamBoxRowBytes;
+    return kBoxes * (warps * kGroupColumns + (kRowsStay ? 0 : kRows)) * kStreamBoxRowBytes;
   }
 };
 
@@ -88,9 +95,9 @@ struct StreamChunk {
 };
 
 // One lane copies.
-template <int kRows>
+template <int kRows, bool kRowsStay>
 SKV_DEVICE void copy_stream(const StreamLaunch& launch, StreamShared& shared, uint32_t ring) {
-  using Stage = StreamStage<kRows>;
+  using Stage = StreamStage<kRows, kRowsStay>;
   const int64_t k_end = launch.l.p.k;
   const int stages = launch.stages, bytes = Stage::bytes(launch.warps);
   const uint32_t weight_box = Stage::weight_box(launch.warps);
@@ -100,8 +107,14 @@ SKV_DEVICE void copy_stream(const StreamLaunch& launch, StreamShared& shared, ui
     prim::mbar_arrive_expect_tx(bar, bytes);
 #pragma unroll
     for (int i = 0; i < Stage::kBoxes; ++i) {
-      const int at[2] = {int(chunk.k) + i * kStreamBoxColumns, chunk.unit * launch.warps * kGroupColumns};
-      prim::tma_load_once<2>(to + uint32_t(i) * weight_box, &launch.weight_map, bar, at);
+      const int k = int(chunk.k) + i * kStreamBoxColumns, column = chunk.unit * launch.warps * kGroupColumns;
+      if constexpr (kRowsStay) {
+        const int at[4] = {k, column >> launch.halved, 0, 0};
+        prim::tma_load_once<4>(to + uint32_t(i) * weight_box, &launch.weight_map, bar, at);
+      } else {
+        const int at[2] = {k, column};
+        prim::tma_load_once<2>(to + uint32_t(i) * weight_box, &launch.weight_map, bar, at);
+      }
     }
     if (--left == launch.trigger) prim::launch_dependents();
   };
@@ -119,12 +132,14 @@ SKV_DEVICE void copy_stream(const StreamLaunch& launch, StreamShared& shared, ui
   StreamPlace at;
   const int prefill = min(launch.prefill, left);
   for (int i = 0; i < prefill; ++i, weights.next(k_end), at.next(stages)) copy_weights(weights, i);
-  prim::wait_for_grids();
-  for (int i = 0; i < prefill; ++i, x.next(k_end)) copy_rows(x, i);
+  if constexpr (!kRowsStay) {
+    prim::wait_for_grids();
+    for (int i = 0; i < prefill; ++i, x.next(k_end)) copy_rows(x, i);
+  }
   for (; left > 0; weights.next(k_end), at.next(stages)) {
     prim::mbar_wait(prim::smem_u32(&shared.empty[at.slot]), at.parity ^ 1);
     copy_weights(weights, at.slot);
-    copy_rows(weights, at.slot);
+    if constexpr (!kRowsStay) copy_rows(weights, at.slot);
   }
 }
 
@@ -134,13 +149,14 @@ struct StreamFragments {
   static constexpr int kRowSteps = StreamTile<kRows>::kWarpRows / 16;
   uint32_t rows[2][kRowSteps][4], columns[4];
 
-  // Where in a box this lane's line of ldmatrix begins, without what `half` of the box adds.
-  SKV_DEVICE static uint32_t row_at(int lane) {
-    const int row = kRows == 8 ? lane % 8 : lane % 16, piece = kRows == 8 ? lane / 8 : lane / 16;
+  // Where in a box this lane's line of ldmatrix begins, without what `half` of the box adds.  `last`: the
+  // last row that there is; those after it are its copies, and nobody asks for what comes of them.
+  SKV_DEVICE static uint32_t row_at(int lane, int last) {
+    const int row = min(kRows == 8 ? lane % 8 : lane % 16, last), piece = kRows == 8 ? lane / 8 : lane / 16;
     return uint32_t(row * kStreamBoxRowBytes + (piece ^ row % 8) * 16);
   }
-  SKV_DEVICE static uint32_t column_at(int lane) {
-    return uint32_t(lane % 8 * kStreamBoxRowBytes + (lane / 8 ^ lane % 8) * 16);
+  SKV_DEVICE static uint32_t column_at(int lane, int line) {
+    return uint32_t(line * kStreamBoxRowBytes + (lane / 8 ^ line % 8) * 16);
   }
   SKV_DEVICE void load(uint32_t x, uint32_t weight) {
     prim::ldmatrix_x4(columns, weight);
@@ -163,36 +179,112 @@ struct StreamFragments {
   }
 };
 
-// A warp that sums.
+// What a warp does with the sums of a unit beyond storing them: it multiplies the halves' columns, whose sums
+// are neighbours (column 2 i is the first half's i, column 2 i + 1 the second's), or adds to what out holds.
 template <class T, int kRows>
-SKV_DEVICE void sum_stream(const StreamLaunch& launch, StreamShared& shared, uint32_t ring, int warp) {
-  using Stage = StreamStage<kRows>;
+struct StreamOutput {
+  static constexpr int kLines = (kRows + 7) / 8;  // a lane has rows g, g + 8, ... and two columns
+  const StreamLaunch& launch;
+  T held[kLines][2];
+
+  struct Place {  // of this lane in a unit
+    T* out;
+    int row;
+    int64_t column;
+    int columns;  // that there are
+  };
+  SKV_DEVICE Place place_of(int unit) const {
+    const RowLinearParams& p = launch.l.p;
+    const int warp = int(threadIdx.x) / kWarpSize, lane = int(threadIdx.x) % kWarpSize,
+              width = 2 >> launch.halved;
+    const int64_t column =
+        int64_t(unit * launch.warps + warp) * (kGroupColumns >> launch.halved) + lane % 4 * width;
+    const int64_t left = (p.n >> launch.halved) - column;
+    return {static_cast<T*>(p.out) + lane / 4 * p.out_stride + column, lane / 4, column,
+            int(min(max(left, int64_t(0)), int64_t(width)))};
+  }
+  // Asks for what out holds, long before it is needed.
+  SKV_DEVICE void hold(int unit) {
+    if (!launch.add) return;
+    const Place at = place_of(unit);
+#pragma unroll
+    for (int i = 0; i < kLines * 2; ++i) {
+      const bool there = at.row + i / 2 * 8 < launch.l.p.rows && i % 2 < at.columns;
+      if (there) held[i / 2][i % 2] = at.out[i / 2 * 8 * launch.l.p.out_stride + i % 2];
+    }
+  }
+  template <class Sums>
+  SKV_DEVICE void store(int unit, const Sums& sums) const {
+    const RowLinearParams& p = launch.l.p;
+    const T* bias = static_cast<const T*>(p.bias);
+    const Place at = place_of(unit);
+    const int64_t second = launch.halved ? p.n / 2 : 1;  // from a column to that of its neighbour's sum
+    float offset[2];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const bool there = launch.halved ? at.columns == 1 : c < at.columns;
+      offset[c] = bias && there ? to_float(bias[at.column + c * second]) : -0.f;  // x + -0 is x
+    }
+#pragma unroll
+    for (int i = 0; i < kLines; ++i) {
+      if (at.row + i * 8 >= p.rows) continue;
+      T* out = at.out + i * 8 * p.out_stride;
+      T v[2];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        v[c] = from_float<T>(__fadd_rn(sums.sum[i / 2][0][i % 2 * 2 + c], offset[c]));
+      }
+      if (launch.halved) v[0] = silu_times(v[0], v[1]);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        if (c >= at.columns) continue;
+        out[c] = launch.add ? from_float<T>(to_float(held[i][c]) + to_float(v[c])) : v[c];
+      }
+    }
+  }
+};
+
+// A warp that sums.  rows: where they lie if they stay.
+template <class T, int kRows, bool kRowsStay>
+SKV_DEVICE void sum_stream(const StreamLaunch& launch, StreamShared& shared, uint32_t ring, uint32_t rows,
+                           int warp) {
+  using Stage = StreamStage<kRows, kRowsStay>;
   using Fragments = StreamFragments<kRows>;
   constexpr int kRowSteps = Fragments::kRowSteps;
   const RowLinearParams& p = launch.l.p;
   const int unit_columns = launch.warps * kGroupColumns, lane = int(threadIdx.x) % kWarpSize;
   const uint32_t weight_box = Stage::weight_box(launch.warps);
-  const uint32_t first_weight =
-                     ring + uint32_t(warp * kGroupColumns * kStreamBoxRowBytes) + Fragments::column_at(lane),
-                 first_row = ring + Stage::kBoxes * weight_box + Fragments::row_at(lane);
+  int line = warp * kGroupColumns + lane % 8;  // of the unit's columns, this lane's in ldmatrix
+  if (kRowsStay && launch.halved) {
+    line = (lane % 2 * launch.warps + warp) * (kGroupColumns / 2) + lane % 8 / 2;
+  }
+  const uint32_t first_weight = ring + Fragments::column_at(lane, line);
+  const uint32_t first_row = (kRowsStay ? rows : ring + Stage::kBoxes * weight_box) +
+                             Fragments::row_at(lane, kRowsStay ? int(p.rows) - 1 : kRows - 1);
+  const uint32_t row_box = kRowsStay ? uint32_t(p.rows) * kStreamBoxRowBytes : uint32_t(Stage::kRowBox);
 
   StreamPlace at;
   Fragments f[2];
-  const auto load = [&](Fragments& to, const StreamPlace& place,
+  const auto load = [&](Fragments& to, const StreamPlace& place, int64_t k,
                         int block) {  // two blocks of 64 bytes a line
     const uint32_t stage = uint32_t(place.slot * Stage::bytes(launch.warps)),
-                   half = uint32_t(block % 2 * kBlockBytes);
-    to.load((first_row + stage + uint32_t(block / 2 * Stage::kRowBox)) ^ half,
+                   half = uint32_t(block % 2 * kBlockBytes),
+                   box = kRowsStay ? uint32_t(k) / kStreamBoxColumns + uint32_t(block / 2)
+                                   : uint32_t(block / 2);
+    to.load((first_row + (kRowsStay ? 0 : stage) + box * row_box) ^ half,
             (first_weight + stage + uint32_t(block / 2) * weight_box) ^ half);
   };
   // The first block of a chunk, before the last one of the chunk before is multiplied.
-  const auto begin = [&](const StreamPlace& place) {
+  const auto begin = [&](const StreamPlace& place, int64_t k) {
     prim::mbar_wait(prim::smem_u32(&shared.full[place.slot]), place.parity);
-    load(f[0], place, 0);
+    load(f[0], place, k, 0);
   };
-  begin(at);
+  StreamOutput<T, kRows> output{launch, {}};
+  const bool is_plain = !launch.add && !launch.halved;
+  begin(at, 0);
   for (int unit = int(blockIdx.x); unit < launch.units; unit += int(gridDim.x)) {
     LinearWarp<T, StreamTile<kRows>> sums;
+    output.hold(unit);
     const auto multiply = [&](const Fragments& of) {
 #pragma unroll
       for (int i = 0; i < 2 * kRowSteps; ++i) {
@@ -204,13 +296,14 @@ SKV_DEVICE void sum_stream(const StreamLaunch& launch, StreamShared& shared, uin
       StreamPlace next = at;
       next.next(launch.stages);
       const bool more = k + kStreamChunk < p.k || unit + int(gridDim.x) < launch.units;
+      const int64_t next_k = k + kStreamChunk < p.k ? k + kStreamChunk : 0;
       if (p.k - k >= kStreamChunk) {
 #pragma unroll
         for (int b = 0; b < Stage::kBlocks; ++b) {
           if (b + 1 < Stage::kBlocks) {
-            load(f[(b + 1) % 2], at, b + 1);
+            load(f[(b + 1) % 2], at, k, b + 1);
           } else if (more) {
-            begin(next);
+            begin(next, next_k);
           }
           multiply(f[b % 2]);
         }
@@ -218,21 +311,37 @@ SKV_DEVICE void sum_stream(const StreamLaunch& launch, StreamShared& shared, uin
         multiply(f[0]);
 #pragma unroll 1
         for (int b = 1; b * kBlockK < int(p.k - k); ++b) {
-          load(f[0], at, b);
+          load(f[0], at, k, b);
           multiply(f[0]);
         }
-        if (more) begin(next);
+        if (more) begin(next, next_k);
       }
       __syncwarp();
       if (lane == 0) prim::mbar_arrive(prim::smem_u32(&shared.empty[at.slot]));
       at = next;
     }
-    if (p.out_dtype == DType::kFloat32) {
+    if (!is_plain) {
+      output.store(unit, sums);
+    } else if (p.out_dtype == DType::kFloat32) {
       sums.template store<float>(launch.l, 0, int64_t(unit) * unit_columns);
     } else {
       sums.template store<T>(launch.l, 0, int64_t(unit) * unit_columns);
     }
   }
+}
+
+template <bool kRowsStay>
+SKV_DEVICE void init_stream(const StreamLaunch& launch, StreamShared& shared) {
+  if (threadIdx.x == 0) {
+    prim::prefetch_tensor_map(&launch.weight_map);
+    if constexpr (!kRowsStay) prim::prefetch_tensor_map(&launch.x_map);
+    for (int i = 0; i < launch.stages; ++i) {
+      prim::mbar_init(prim::smem_u32(&shared.full[i]), 1);
+      prim::mbar_init(prim::smem_u32(&shared.empty[i]), launch.warps);
+    }
+    prim::mbar_init_fence();
+  }
+  __syncthreads();
 }
 
 // kRows: 8, 16 or 32, of which as many as there are.
@@ -243,25 +352,20 @@ __global__ void __launch_bounds__((kMostStreamWarps + 1) * kWarpSize, 1)
   SKV_SHARED(shared, StreamShared);
   const uint32_t ring = prim::smem_u32(smem);
   const int warp = __shfl_sync(kFullMask, int(threadIdx.x) / kWarpSize, 0);
-  if (threadIdx.x == 0) {
-    prim::prefetch_tensor_map(&launch.weight_map);
-    prim::prefetch_tensor_map(&launch.x_map);
-    for (int i = 0; i < launch.stages; ++i) {
-      prim::mbar_init(prim::smem_u32(&shared.full[i]), 1);
-      prim::mbar_init(prim::smem_u32(&shared.empty[i]), launch.warps);
-    }
-    prim::mbar_init_fence();
-  }
-  __syncthreads();
+  init_stream<false>(launch, shared);
   if (warp == launch.warps) {
-    if (threadIdx.x % kWarpSize == 0) copy_stream<kRows>(launch, shared, ring);
+    if (threadIdx.x % kWarpSize == 0) copy_stream<kRows, false>(launch, shared, ring);
   } else {
     prim::wait_for_grids();  // out may be what a grid ahead still reads
-    sum_stream<T, kRows>(launch, shared, ring, warp);
+    sum_stream<T, kRows, false>(launch, shared, ring, 0, warp);
   }
 }
 
 // ---- host ----
+
+constexpr int kStreamRing =
+    150 * 1024;  // one CTA a multiprocessor, so that none gets two and another one none
+constexpr int kStreamPrefill = 120 * 1024;  // more, and the small grids ahead wait for memory behind it
 
 // Columns are handed out in units of 8 a warp: as many warps as let multiprocessors finish together, within
 // 4 %; where there are columns for it, chains enough to keep up with memory.
@@ -285,6 +389,31 @@ inline prim::TensorMap stream_map(const void* base, int64_t k, int64_t lines, in
   spec.box[1] = uint32_t(box_lines);
   return prim::make_tensor_map(spec);
 }
+
+// Whether TMA can bring rows and columns.
+inline bool can_stream(const RowLinearLaunch& l) {
+  const auto fits = [&](int64_t lines, int64_t stride) {
+    return lines == 1 || (stride >= l.p.k && 2 * stride < int64_t(1) << 40);
+  };
+  return l.p.rows <= kMostStreamRows && !l.p.packed && l.p.k > 0 && l.x_aligned && l.weight_aligned &&
+         element_size(l.p.dtype) == 2 && fits(l.p.rows, l.p.x_stride) && fits(l.p.n, l.p.weight_stride) &&
+         std::max(l.p.n, l.p.k) <= INT32_MAX && prim::runs_sm90_code();
+}
+
+// Launches a kernel that streams, with a ring of at most `ring` bytes of stages and `beside` it.
+inline void launch_stream(void (*kernel)(StreamLaunch), StreamLaunch& launch, int stage, int ring,
+                          int64_t beside, cudaStream_t stream) {
+  launch.units = int(ceil_div(launch.l.p.n, kGroupColumns * launch.warps));
+  launch.stages = std::min(kMostStreamStages, ring / stage);
+  launch.prefill = std::min(launch.stages, kStreamPrefill / stage);
+  launch.trigger = 2 * launch.stages;
+  prim::launch_overlapped(kernel, dim3(unsigned(std::min(launch.units, prim::num_multiprocessors()))),
+                          (launch.warps + 1) * kWarpSize, size_t(launch.stages * stage + beside), stream,
+                          launch);
+}
+
+// What can_stream, of which the sums are added to what out holds or not (row_linear.cu).
+void stream_row_linear(const RowLinearLaunch& l, bool add, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace skv

@@ -8,6 +8,12 @@ namespace cuda {
 
 constexpr int kSiluThreads = 256;
 
+template <class T>
+SKV_DEVICE T silu_times(T gate, T up) {
+  const float x = to_float(gate);
+  return from_float<T>(x / (1.f + expf(-x)) * to_float(up));
+}
+
 template <class T, int kCount>
 __global__ void __launch_bounds__(kSiluThreads)
     silu_and_mul_kernel(const __grid_constant__ SiluAndMulParams p) {
@@ -19,10 +25,7 @@ __global__ void __launch_bounds__(kSiluThreads)
   Vector<T, kCount> g = load_vector<T, kCount>(gate);
   const Vector<T, kCount> up = load_vector<T, kCount>(gate + p.size);
 #pragma unroll
-  for (int e = 0; e < kCount; ++e) {
-    const float x = to_float(g.at[e]);
-    g.at[e] = from_float<T>(x / (1.f + expf(-x)) * to_float(up.at[e]));
-  }
+  for (int e = 0; e < kCount; ++e) g.at[e] = silu_times(g.at[e], up.at[e]);
   store_vector<T, kCount>(static_cast<T*>(p.out) + int64_t(blockIdx.x) * p.out_stride + at, g);
 }
 

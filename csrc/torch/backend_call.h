@@ -24,6 +24,7 @@ SKV_FOR_EACH_OP(SKV_WEAK)
 #undef SKV_WEAK
 __attribute__((weak)) int64_t delta_prefill_workspace(const DeltaPrefillParams& params);
 __attribute__((weak)) int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch);
+__attribute__((weak)) int64_t fused_row_linear_workspace(const FusedRowLinearParams& params);
 __attribute__((weak)) bool overlap_launches(bool enabled);
 }  // namespace skv::cuda
 

@@ -63,6 +63,9 @@ void silu_and_mul(Tensor out, Tensor input);
 
 void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias);
 
+void fused_row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias, OptTensor norm_weight,
+                      double epsilon, bool silu_and_mul, bool add);
+
 void pack_linear_weight(Tensor packed, Tensor weight);
 
 bool overlap_launches(bool enabled);
@@ -83,5 +86,6 @@ bool overlap_launches(bool enabled);
   X(fused_add_rms_norm)       \
   X(silu_and_mul)             \
   X(row_linear)               \
+  X(fused_row_linear)         \
   X(pack_linear_weight)       \
   X(delta_prefill) X(schedule_delta_prefill)

@@ -6,11 +6,12 @@
 
 namespace skv::entry {
 
-void norm_weight_and_epsilon(const Check& check, const Tensor& weight, const Tensor& input, double epsilon) {
-  check.same_dtype(weight, "weight", input, "input");
-  check.shape(weight, "weight", {input.size(1)}, "[hidden]");
-  check.contiguous(weight, "weight");
-  check.same_device(weight, "weight", input, "input");
+void norm_weight_and_epsilon(const Check& check, const Tensor& weight, const Tensor& input, double epsilon,
+                             const char* arg, const char* input_arg) {
+  check.same_dtype(weight, arg, input, input_arg);
+  check.shape(weight, arg, {input.size(1)}, "[hidden]");
+  check.contiguous(weight, arg);
+  check.same_device(weight, arg, input, input_arg);
   if (!(epsilon >= 0)) check.value_error("epsilon is " + std::to_string(epsilon) + ", expected at least 0");
 }
 

@@ -3,8 +3,9 @@
 // A packed weight is recognised by its shape, [n, ceil(k / pair), pair]: it holds as many elements as the
 // weight (k rounded up to whole pairs), says n and k, and a packed weight converted to another dtype by
 // accident does not fit.
+#include "row_linear.h"
+
 #include "backend_call.h"
-#include "check.h"
 #include "entries.h"
 
 namespace skv::entry {
@@ -27,8 +28,8 @@ int64_t pairs(int64_t k, int64_t pair) { return (k + pair - 1) / pair; }
 
 }  // namespace
 
-void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias) {
-  const Check check("row_linear");
+RowLinearParams row_linear_params(const Check& check, const Tensor& out, const Tensor& x,
+                                  const Tensor& weight, const OptTensor& bias, bool halves) {
   check.dtype(x, "x", {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
   check.shape(x, "x", {-1, -1}, "[rows, k]");
   const DType dtype = to_dtype(x.scalar_type());
@@ -45,8 +46,15 @@ void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias) {
     check.shape(weight, "weight", {-1, k}, "[n, k]");
     check.last_dim_contiguous(weight, "weight");
   }
-  if (out.scalar_type() != ScalarType::Float) check.same_dtype(out, "out", x, "x");
-  check.shape(out, "out", {rows, n}, "[rows, n]");
+  if (halves) {
+    check.that(n % 2 == 0,
+               "weight has " + std::to_string(n) + " rows, expected an even number: gate, then up");
+    check.same_dtype(out, "out", x, "x");
+    check.shape(out, "out", {rows, n / 2}, "[rows, n / 2]");
+  } else {
+    if (out.scalar_type() != ScalarType::Float) check.same_dtype(out, "out", x, "x");
+    check.shape(out, "out", {rows, n}, "[rows, n]");
+  }
   check.last_dim_contiguous(out, "out");
   check.no_self_overlap(out, "out");
   check.last_dim_contiguous(x, "x");
@@ -59,7 +67,6 @@ void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias) {
     check.contiguous(*bias, "bias");
     check.same_device(*bias, "bias", out, "out");
   }
-  if (rows == 0 || n == 0) return;
 
   RowLinearParams params{};
   params.out = out.data_ptr();
@@ -75,6 +82,12 @@ void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias) {
   params.rows = rows;
   params.n = n;
   params.k = k;
+  return params;
+}
+
+void row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias) {
+  const RowLinearParams params = row_linear_params(Check("row_linear"), out, x, weight, bias, false);
+  if (params.rows == 0 || params.n == 0) return;
   SKV_CALL(row_linear, out, params);
 }
 

@@ -63,6 +63,10 @@ STABLE_TORCH_LIBRARY(SKV_TORCH_NAMESPACE, m) {
   m.def("fused_add_rms_norm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float epsilon) -> ()");
   m.def("silu_and_mul(Tensor(a!) out, Tensor input) -> ()");
   m.def("row_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias=None) -> ()");
+  m.def(
+      "fused_row_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias=None, Tensor? "
+      "norm_weight=None, "
+      "float epsilon=1e-6, bool silu_and_mul=False, bool add=False) -> ()");
   m.def("pack_linear_weight(Tensor(a!) packed, Tensor weight) -> ()");
   m.def("overlap_launches(bool enabled) -> bool");
 }

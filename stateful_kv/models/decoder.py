@@ -43,6 +43,7 @@ class DecoderConfig:
 
 
 STREAMED_ROWS = 32  # up to which overlapped row_linear is as fast as torch's linear, on a GPU that streams weights
+FUSED_ROWS = 8  # up to which such a GPU's linears take over what stands between them (ops.fused_row_linear)
 
 
 def streams_weights(weight: Tensor) -> bool:
@@ -73,6 +74,10 @@ class Linear:
         if self.bias is None:
             return torch.mm(x, self.transposed, out=out)
         return torch.addmm(self.bias, x, self.transposed, out=out)
+
+    def fused(self, x: Tensor, out: Tensor, **options) -> Tensor:
+        """With what stands before and after it; options: as in ops.fused_row_linear."""
+        return ops.fused_row_linear(x, self.weight, self.bias, out=out, **options)
 
     def row_independent(self) -> "Linear":
         """The same through ops.row_linear; the weight is shared, and on a GPU not packed."""
@@ -121,6 +126,8 @@ class Layer:
         self.down_linear = Linear(
             take(mlp + "down_proj.weight"), take(mlp + "down_proj.bias") if config.mlp_bias else None
         )
+        self.fused_rows = FUSED_ROWS if streams_weights(self.down_linear.weight) else 0
+        self.is_last = False
 
     def row_independent(self) -> "Layer":
         layer = copy.copy(self)
@@ -129,11 +136,28 @@ class Layer:
                 setattr(layer, name, part.row_independent())
         return layer
 
+    def before_attention(self, b: Buffers, residual: Tensor) -> None:
+        """Query, key and value of the normed rows: b.normed -> b.qkv, or the norm too: residual -> b.qkv."""
+        if len(residual) <= self.fused_rows:
+            self.qkv_linear.fused(residual, b.qkv, norm_weight=self.input_norm, epsilon=self.eps)
+        else:
+            self.qkv_linear(b.normed, b.qkv)
+
     def after_attention(self, b: Buffers, residual: Tensor) -> None:
         """Output projection, residual, MLP, residual, and the norm of what comes next: b.attention -> b.normed.
 
-        residual: [rows, hidden], updated in place.
+        residual: [rows, hidden], updated in place. Few rows leave the norm to the next layer's before_attention, whose
+        bits are the same.
         """
+        if len(residual) <= self.fused_rows:
+            self.o_linear.fused(b.attention_rows, residual, add=True)
+            self.gate_up_linear.fused(
+                residual, b.activated, norm_weight=self.post_norm, epsilon=self.eps, silu_and_mul=True
+            )
+            self.down_linear.fused(b.activated, residual, add=True)
+            if self.is_last:
+                ops.rms_norm(residual, self.next_norm, self.eps, b.normed)
+            return
         self.o_linear(b.attention_rows, b.normed)
         ops.fused_add_rms_norm(b.normed, residual, self.post_norm, self.eps)
         self.gate_up_linear(b.normed, b.gate_up)
@@ -157,6 +181,7 @@ class Decoder:
         final_norm = place("model.norm.weight")
         for layer, norm in zip(self.layers, [*(layer.input_norm for layer in self.layers[1:]), final_norm]):
             layer.next_norm = norm
+        self.layers[-1].is_last = True
         self.lm_head = Linear(self.embedding if config.tie_word_embeddings else place("lm_head.weight"))
         self.cos_sin = cos_sin_table(config.rope, config.max_position, device)
 
@@ -170,10 +195,12 @@ class Decoder:
         return model
 
     def embed(self, token_ids: Tensor) -> tuple[Tensor, Buffers]:
-        """The residual stream [rows, hidden], and buffers that hold the first layer's normed input."""
+        """The residual stream [rows, hidden], and buffers that hold the first layer's input: normed, if it does not do
+        that itself."""
         residual = F.embedding(token_ids, self.embedding)
         b = Buffers(self.config, len(token_ids), residual)
-        ops.rms_norm(residual, self.layers[0].input_norm, self.config.rms_norm_eps, b.normed)
+        if len(residual) > self.layers[0].fused_rows:
+            ops.rms_norm(residual, self.layers[0].input_norm, self.config.rms_norm_eps, b.normed)
         return residual, b
 
     def logits(self, normed: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from .planted_bug import Bug, Kernel
 
-STREAM = "row_linear_stream.cuh"
+STREAM, FUSED = "row_linear_stream.cuh", "fused_row_linear.cuh"
+BARRIER = "prim::named_barrier_sync(kSumBarrier, launch.warps * kWarpSize);"
 
 KERNELS = [
     Kernel(
@@ -127,13 +128,13 @@ KERNELS = [
             ],
             "align": [
                 Bug(
-                    "row_linear.cu",
+                    "row_linear_mma.cuh",
                     "launch.x_aligned = aligned(p.x, size, {p.x_stride}, 16);",
                     "launch.x_aligned = true;",
                 ),
-                Bug("row_linear.cu", "{w.group_stride, w.column_stride, w.block_stride}, 16);", "{}, 1);"),
+                Bug("row_linear_mma.cuh", "{w.group_stride, w.column_stride, w.block_stride}, 16);", "{}, 1);"),
                 Bug(
-                    "row_linear.cu",
+                    "row_linear_mma.cuh",
                     "launch.out_paired = aligned(p.out, out_size, {p.out_stride}, 2 * out_size);",
                     "launch.out_paired = true;",
                     "asan",
@@ -176,7 +177,7 @@ KERNELS = [
                 Bug(STREAM, "k + kStreamChunk < p.k ||", "k + kStreamChunk <= p.k ||"),
                 Bug(STREAM, "unit + int(gridDim.x) < launch.units", "unit + int(gridDim.x) <= launch.units"),
                 Bug(STREAM, "if (k < k_end) return;", "if (k <= k_end) return;"),
-                Bug("row_linear.cu", "l.p.rows <= kMostStreamRows", "l.p.rows <= kMostStreamRows + 1"),
+                Bug(STREAM, "l.p.rows <= kMostStreamRows", "l.p.rows <= kMostStreamRows + 1"),
                 Bug("row_linear.cu", "l.p.rows <= 8 ", "l.p.rows <= 9 "),
                 Bug("row_linear.cu", "l.p.rows <= 16 ", "l.p.rows <= 17 "),
             ],
@@ -185,8 +186,8 @@ KERNELS = [
                 Bug(STREAM, "unit += int(gridDim.x)) {", "unit += 1) {"),
                 Bug(STREAM, "chunk.unit * launch.warps * kGroupColumns", "chunk.unit * kGroupColumns"),
                 Bug(STREAM, "int64_t(unit) * unit_columns", "int64_t(unit) * StreamTile<kRows>::kColumns", nth=1),
-                Bug(STREAM, "block / 2 * Stage::kRowBox", "block / 2 * kStreamBoxRowBytes"),
-                Bug(STREAM, "(lane / 8 ^ lane % 8) * 16", "lane / 8 * 16"),
+                Bug(STREAM, ": uint32_t(Stage::kRowBox);", ": uint32_t(kStreamBoxRowBytes);"),
+                Bug(STREAM, "(lane / 8 ^ line % 8) * 16", "lane / 8 * 16"),
                 Bug("row_linear.cu", "p.rows, p.x_stride, kRows", "p.rows, p.weight_stride, kRows"),
             ],
             "tail": [
@@ -196,19 +197,15 @@ KERNELS = [
                 Bug(STREAM, "spec.size[0] = uint64_t(k);", "spec.size[0] = uint64_t(stride);"),
                 Bug(STREAM, "spec.size[1] = uint64_t(lines);", "spec.size[1] = uint64_t(lines + 1);"),
                 Bug(
-                    "row_linear.cu",
-                    "launch.units = int(ceil_div(p.n, kGroupColumns * launch.warps));",
-                    "launch.units = int(p.n) / (kGroupColumns * launch.warps);",
+                    STREAM,
+                    "launch.units = int(ceil_div(launch.l.p.n, kGroupColumns * launch.warps));",
+                    "launch.units = int(launch.l.p.n) / (kGroupColumns * launch.warps);",
                 ),
-                Bug(
-                    "row_linear.cu",
-                    "std::min(launch.units, prim::num_multiprocessors())",
-                    "prim::num_multiprocessors()",
-                ),
+                Bug(STREAM, "std::min(launch.units, prim::num_multiprocessors())", "prim::num_multiprocessors()"),
             ],
             "align": [
-                Bug("row_linear.cu", "l.x_aligned && l.weight_aligned &&", "l.weight_aligned &&"),
-                Bug("row_linear.cu", "l.x_aligned && l.weight_aligned &&", "l.x_aligned &&"),
+                Bug(STREAM, "l.x_aligned && l.weight_aligned &&", "l.weight_aligned &&"),
+                Bug(STREAM, "l.x_aligned && l.weight_aligned &&", "l.x_aligned &&"),
             ],
             "narrow": [Bug(STREAM, "uint64_t(2 * stride)", "uint32_t(2 * stride)")],
             "order": [
@@ -227,6 +224,69 @@ KERNELS = [
                     "      const int lane = kWarpSize;",
                     "race",
                 ),
+            ],
+        },
+    ),
+    Kernel(
+        "fused_row_linear",
+        "fused_row_linear",
+        none="syncwarp fence bounds order",
+        bugs={
+            "barrier": [
+                Bug(FUSED, BARRIER, "", "race"),
+                Bug(FUSED, BARRIER, "", "race", nth=1),
+            ],
+            "wait": [
+                Bug(FUSED, "prim::cp_async_wait<0>();", "", "race"),
+                Bug(FUSED, "prim::cp_async_wait<0>();", "", nth=1),
+            ],
+            "init": [
+                Bug(FUSED, "float squares = 0.f;", "float squares = 9.f;"),
+                Bug(FUSED, "float squares = 0.f;", "float squares = 9.f;", nth=1),
+                Bug(STREAM, "output.hold(unit);", "if (unit == int(blockIdx.x)) output.hold(unit);"),
+            ],
+            "mask": [
+                Bug("fused_row_linear.cu", "l.rows <= kMostFusedRows", "l.rows <= kMostFusedRows + 1"),
+                Bug(STREAM, "i % 2 < at.columns", "i % 2 <= at.columns", "asan"),
+                Bug(STREAM, "if (c >= at.columns) continue;", "if (c > at.columns) continue;"),
+                Bug(STREAM, "launch.l.p.rows && i % 2", "launch.l.p.rows + 1 && i % 2", "asan"),
+                Bug(STREAM, "if (at.row + i * 8 >= p.rows) continue;", ""),
+                Bug(STREAM, "launch.halved ? at.columns == 1 : c < at.columns", "c < at.columns"),
+            ],
+            "stride": [
+                Bug(FUSED, "+ row * p.x_stride;", "+ row * p.k;"),
+                Bug(FUSED, "i / kPieces * count + row", "i / kPieces + row * count"),
+                Bug(FUSED, "i += launch.norm_warps * kWarpSize", "i += launch.warps * kWarpSize"),
+                Bug("fused_row_linear.cu", "uint64_t(2 * p.weight_stride)", "uint64_t(2 * p.k)"),
+                Bug("fused_row_linear.cu", "spec.stride_bytes[1] * spec.size[1]", "spec.stride_bytes[1]"),
+                Bug(STREAM, "lane / 4 * p.out_stride", "lane / 4 * p.n"),
+                Bug(STREAM, "launch.halved ? p.n / 2 : 1", "1"),
+                Bug(STREAM, "(lane % 2 * launch.warps + warp)", "(lane % 2 + warp)"),
+                Bug(STREAM, "column >> launch.halved", "column"),
+                Bug(STREAM, "uint32_t(k) / kStreamBoxColumns + uint32_t(block / 2)", "uint32_t(block / 2)"),
+            ],
+            "tail": [
+                Bug(FUSED, "i < to.count * launch.norm_warps", "i + 1 < to.count * launch.norm_warps"),
+                Bug(FUSED, "i < pieces; i += launch.norm_warps", "i + 1 < pieces; i += launch.norm_warps"),
+                Bug(FUSED, "i < pieces; i += launch.warps", "i + 1 < pieces; i += launch.warps"),
+                Bug(FUSED, "w < launch.norm_warps", "w + 1 < launch.norm_warps"),
+                Bug("fused_row_linear.cu", "l.k % kStreamBoxColumns == 0", "l.k % 8 == 0"),
+                Bug("fused_row_linear.cu", "rows_memory(l) + kLeastRing <= kMostShared", "true"),
+                Bug("fused_row_linear.cu", "ceil_div(p.columns, kAddThreads)", "p.columns / kAddThreads"),
+                Bug("fused_row_linear.cuh", "if (column >= p.columns) return;", ""),
+                Bug(STREAM, "min(kRows == 8 ? lane % 8 : lane % 16, last)", "kRows == 8 ? lane % 8 : lane % 16"),
+            ],
+            "align": [
+                Bug(
+                    "fused_row_linear.cu",
+                    "aligned(p.norm_weight, element_size(l.dtype), {}, 16) &&",
+                    "",
+                ),
+            ],
+            "narrow": [
+                Bug(FUSED, "+ row * p.x_stride;", "+ int(row * p.x_stride);"),
+                Bug(STREAM, "lane / 4 * p.out_stride", "int(lane / 4 * p.out_stride)"),
+                Bug(FUSED, "int64_t(blockIdx.x) * p.out_stride", "int(blockIdx.x * p.out_stride)"),
             ],
         },
     ),

@@ -173,12 +173,16 @@ void report_faults() {
 
 void fail(bool with_threads, const char* format, ...) {
   char text[2048];
+  M.is_failing = true;
   va_list args;
   va_start(args, format);
   std::vsnprintf(text, sizeof text, format, args);
   va_end(args);
   std::string message = std::string("SIMT ERROR: ") + text;
-  if (M.lane < 0) throw Error(message);
+  if (M.lane < 0) {
+    M.is_failing = false;
+    throw Error(message);
+  }
   char place[160];
   const uint3 b = M.cta->idx;
   std::snprintf(place, sizeof place,
@@ -230,6 +234,7 @@ void launch(dim3 grid, dim3 block, size_t dynamic_bytes, EntryFn entry, void* ar
     const std::string message = *M.error;
     delete M.error;
     M.error = nullptr;
+    M.is_failing = false;
     throw Error(message);
   }
 }

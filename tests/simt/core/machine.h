@@ -177,6 +177,7 @@ struct Machine {
   u64 idle_pauses = 0;
   u32 next_priority = 0;
   std::string* error = nullptr;
+  bool is_failing = false;  // what makes up the message may be compiled with hooks, and is not checked
   Stats stats{};
 };
 extern Machine M;

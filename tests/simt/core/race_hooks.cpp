@@ -6,7 +6,7 @@ namespace simt {
 namespace {
 
 bool is_private(const void* p) {  // a thread's own stack, or threadIdx and the like
-  return M.lane < 0 || in_stacks(p) ||
+  return M.lane < 0 || M.is_failing || in_stacks(p) ||
          size_t(static_cast<const u8*>(p) - reinterpret_cast<const u8*>(&builtin)) < sizeof builtin;
 }
 
