@@ -2,8 +2,8 @@
 
 Each build runs test_<op>*.py of every op that has a kernel and test_wild_indices.py, in a process of its own beside
 the other tests (background.py): plain, with AddressSanitizer and with the race checker, each under a schedule of its
-own. Attention and linears have kernels of their own for sm_90: their tests run again where the emulated device says that it is one, and
-those of few rows where it has multiprocessors enough for the kernel that such calls then take.
+own. Attention and linears have kernels of their own for sm_90: their tests run again where the emulated device says
+that it is one, and those of few rows where it has multiprocessors enough for the kernel that such calls then take.
 """
 
 import functools

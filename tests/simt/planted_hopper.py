@@ -158,6 +158,7 @@ KERNELS = [
                 Bug(FEW_ROWS, "there && launch.query_aligned", "there", "asan"),
             ],
             "order": [
+                Bug("delta_prefill.cu", "list_is_new = true;", ""),
                 Bug(FEW, "pieces.ask(next, block);\n        next += kFewWarps;", "next += kFewWarps;"),
             ],
         },

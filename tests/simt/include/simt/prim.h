@@ -26,6 +26,13 @@ struct IdentityOf {
 template <class T>
 using Identity = typename IdentityOf<T>::type;
 
+inline bool& overlapped();  // prim.cuh
+// Whether the last grid could have begun before the one ahead of it had ended.
+inline bool& last_launch_overlaps() {
+  static bool value = false;
+  return value;
+}
+
 template <class Params>
 void launch_with(simt::LaunchOptions options, void (*kernel)(Params), dim3 grid, int threads, size_t smem,
                  const Identity<Params>& params) {
@@ -42,6 +49,7 @@ void launch_with(simt::LaunchOptions options, void (*kernel)(Params), dim3 grid,
 template <class Params>
 void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t,
             const Identity<Params>& params) {
+  last_launch_overlaps() = false;
   launch_with({}, kernel, grid, threads, smem, params);
 }
 // Grids run one after another; what those that may overlap have to keep is checked all the same.
@@ -50,6 +58,7 @@ void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t sm
                        const Identity<Params>& params) {
   simt::LaunchOptions options;
   options.overlapped = true;
+  last_launch_overlaps() = overlapped();
   launch_with(options, kernel, grid, threads, smem, params);
 }
 inline void launch_dependents() {}
