@@ -221,9 +221,10 @@ def fused_row_linear(
     silu_and_mul: weight is [2 * size, k], gate above up, and out [rows, size] what silu_and_mul makes of the product.
     add: the result, rounded, is added to what out holds (a residual), which then has to be given.
     out: [rows, n or size] of x's dtype, any row stride, not overlapping the inputs; allocated when None. Mutated.
-    Returns out. On Hopper it is one launch, of float16 or bfloat16 and plain weights: with a norm for up to 8 rows (k a
-    multiple of 64, (rows + 1) * k at most 79,872), without one for up to 32 if the product is at most added. All else
-    runs the ops it stands for, through memory of torch's allocator.
+    Returns out. On Hopper it is one launch, of float16 or bfloat16, plain weights, and rows of x and weight that begin
+    at multiples of 16 bytes: with a norm for up to 8 rows (k a multiple of 64, (rows + 1) * k at most 79,872), without
+    one for up to 32 if the product is at most added. All else runs the ops it stands for, through memory of torch's
+    allocator.
     Raises ValueError, TypeError, NotImplementedError for malformed arguments, before anything is written.
     Source: prologue and epilogue fusion of linears (CUTLASS); SwiGLU (Shazeer, 2020).
     """

@@ -92,6 +92,11 @@ def test_any_stride_and_alignment(backend, dtype):
         check(backend, 3, 44, 192, dtype, flags, place=shifted(offset, gap))
 
 
+def test_one_column(backend):
+    for rows, dtype, add in itertools.product((1, 8), HALVES, (False, True)):
+        check(backend, rows, 1, 64, dtype, (True, False, add))
+
+
 def test_rows_that_do_not_fit_beside_the_ring(backend):
     """Wide rows: fewer stages, then none."""
     for rows, k in ((8, 2048), (8, 8192), (8, 9856), (4, 20480)) if not backend.emulated else ((8, 8832), (8, 8896)):

@@ -50,10 +50,10 @@ void launch_fused(const FusedRowLinearParams& p, cudaStream_t stream) {
   launch.halved = p.silu_and_mul;
   launch.norm_weight = p.norm_weight;
   launch.epsilon = p.epsilon;
-  launch.norm_warps = norm_threads<T>(p.linear.k) / kWarpSize;
   launch.weight_map = halves_map(launch);
   const int64_t rows = rows_memory(p.linear);
-  launch_stream(fused_row_linear_kernel<T>, launch, StreamStage<kMostFusedRows, true>::bytes(launch.warps),
+  launch_stream(fused_row_linear_kernel<T>, launch, kFusedThreads,
+                StreamStage<kMostFusedRows, true>::bytes(launch.warps),
                 int(std::min(int64_t(kStreamRing), kMostShared - rows)), rows, stream);
 }
 
@@ -87,6 +87,9 @@ void fused_row_linear(const FusedRowLinearParams& p, void* stream) {
   } else if (keeps_rows(p)) {
     p.linear.dtype == DType::kFloat16 ? launch_fused<__half>(p, s) : launch_fused<__nv_bfloat16>(p, s);
   } else {
+    if (p.workspace_size < FusedRowLinearMemory(p).size) {
+      throw std::runtime_error("[ValueError] fused_row_linear: the workspace is too small");
+    }
     run_fused_row_linear(p, Steps{stream});
   }
 }

@@ -8,7 +8,7 @@
 //
 // Rows stay in shared memory for all units of a CTA.  Each CTA normalises all of them: 8 rows of 4,096 are
 // 64 KB from the L2 cache, less than what the rows of a chunk at a time were.  The sums are those of
-// rms_norm, to the bit: what a warp of its CTA adds up, a warp adds up here, whichever has time.
+// rms_norm, to the bit.
 #pragma once
 
 #include "../core/fused_row_linear.h"
@@ -19,7 +19,7 @@ namespace skv {
 namespace cuda {
 
 constexpr int kMostFusedRows = 8;
-constexpr int kSumBarrier = 1;  // of the warps that sum
+constexpr int kNormBarrier = 1;
 
 // Rows in shared memory: boxes of 64 elements, in each a line of 128 bytes a row, swizzled.
 struct StayingRows {
@@ -37,75 +37,82 @@ struct FusedShared {
   StreamShared stream;
   float squares[kMostFusedRows][kNormMaxWarps];
 };
+static_assert(kNormMaxWarps == kMostStreamWarps, "a warp for each of rms_norm's");
 
-// x -> rows, normalised; by all warps that sum.  A piece is looked after by the same lane throughout, so that
-// nobody waits for another one's.  Everything but the reading is done twice, first with zeros: when the rows
-// come, and everyone waits, its instructions need not be fetched from behind the weights.
+// x -> rows, normalised, by kMostStreamWarps warps, each of which does for every row what a warp of
+// rms_norm's does; a lane's pieces are nobody else's until all are through.  Everything but the reading is
+// done twice, first with zeros: when the rows come, and everyone waits, its instructions need not be fetched
+// from behind the weights.
 template <class T>
 SKV_DEVICE void normalise_rows(const StreamLaunch& launch, FusedShared& shared, const StayingRows& to,
                                int warp) {
   const RowLinearParams& p = launch.l.p;
   const int lane = int(threadIdx.x) % kWarpSize, pieces = int(p.k) / kGroup<T>;
-  // f(row, part): what a warp of rms_norm's does is a part.
-  const auto each_part = [&](auto f) {
-#pragma unroll 1
-    for (int i = warp; i < to.count * launch.norm_warps; i += launch.warps) {
-      f(i / launch.norm_warps, i % launch.norm_warps);
-    }
+  const auto each_piece = [&](auto f) {
+#pragma unroll 2
+    for (int i = warp * kWarpSize + lane; i < pieces; i += kNormMaxWarps * kWarpSize) f(i);
   };
-  const auto each_piece = [&](int part, auto f) {
-    for (int i = part * kWarpSize + lane; i < pieces; i += launch.norm_warps * kWarpSize) f(i);
+  const auto load = [&](const unsigned char* at) {
+    return load_vector<T, kGroup<T>>(reinterpret_cast<const T*>(at));
   };
-
-  for (int i = int(threadIdx.x); i < pieces; i += launch.warps * kWarpSize) {
+  each_piece([&](int i) {
     prim::cp_async16(prim::smem_u32(to.norm_weight + i * 16),
                      static_cast<const T*>(launch.norm_weight) + i * kGroup<T>);
-  }
-  prim::cp_async_commit();
-  each_part([&](int row, int part) {
-    each_piece(part,
-               [&](int i) { store_vector(reinterpret_cast<T*>(to.piece(row, i)), Vector<T, kGroup<T>>{}); });
+    for (int row = 0; row < to.count; ++row) {
+      store_vector(reinterpret_cast<T*>(to.piece(row, i)), Vector<T, kGroup<T>>{});
+    }
   });
-  prim::cp_async_wait<0>();
+
 #pragma unroll 1
   for (int round = 0; round < 2; ++round) {
     if (round == 1) {
       prim::wait_for_grids();
-      each_part([&](int row, int part) {
-        const T* from = static_cast<const T*>(p.x) + row * p.x_stride;
-        each_piece(part,
-                   [&](int i) { prim::cp_async16(prim::smem_u32(to.piece(row, i)), from + i * kGroup<T>); });
+      each_piece([&](int i) {
+        const T* from = static_cast<const T*>(p.x) + i * kGroup<T>;
+        for (int row = 0; row < to.count; ++row, from += p.x_stride) {
+          prim::cp_async16(prim::smem_u32(to.piece(row, i)), from);
+        }
       });
       prim::cp_async_commit();
       prim::cp_async_wait<0>();
     }
-    each_part([&](int row, int part) {
-      float squares = 0.f;
-      each_piece(part, [&](int i) {
-        add_squares<T>(squares, load_vector<T, kGroup<T>>(reinterpret_cast<const T*>(to.piece(row, i))));
+#pragma unroll 1
+    for (int row = 0; row < to.count; row += 2) {  // two at a time: their sums go side by side
+      const int next = min(row + 1, to.count - 1);
+      float squares = 0.f, next_squares = 0.f;
+      each_piece([&](int i) {
+        add_squares<T>(squares, load(to.piece(row, i)));
+        add_squares<T>(next_squares, load(to.piece(next, i)));
       });
       squares = sum_over_warp(squares);
-      if (lane == 0) shared.squares[row][part] = squares;
-    });
-    prim::named_barrier_sync(kSumBarrier, launch.warps * kWarpSize);
-    each_part([&](int row, int part) {
-      float squares = 0.f;
-      for (int w = 0; w < launch.norm_warps; ++w) squares += shared.squares[row][w];
-      const float scale = norm_scale(squares, p.k, launch.epsilon);
-      each_piece(part, [&](int i) {
-        T* at = reinterpret_cast<T*>(to.piece(row, i));
-        auto v = load_vector<T, kGroup<T>>(at);
-        scale_group<T>(v, scale,
-                       load_vector<T, kGroup<T>>(reinterpret_cast<const T*>(to.norm_weight + i * 16)));
-        store_vector(at, v);
+      next_squares = sum_over_warp(next_squares);
+      if (lane == 0) {
+        shared.squares[row][warp] = squares;
+        shared.squares[next][warp] = next_squares;
+      }
+    }
+    prim::named_barrier_sync(kNormBarrier, kNormMaxWarps * kWarpSize);
+    float squares = 0.f;  // of row `lane`
+#pragma unroll
+    for (int w = 0; w < kNormMaxWarps; ++w) squares += shared.squares[min(lane, to.count - 1)][w];
+    const float scale = norm_scale(squares, p.k, launch.epsilon);
+#pragma unroll 1
+    for (int row = 0; row < to.count; ++row) {
+      const float of_row = __shfl_sync(kFullMask, scale, row);
+      each_piece([&](int i) {
+        auto v = load(to.piece(row, i));
+        scale_group<T>(v, of_row, load(round == 0 ? to.piece(row, i) : to.norm_weight + i * 16));
+        store_vector(reinterpret_cast<T*>(to.piece(row, i)), v);
       });
-    });
-    prim::named_barrier_sync(kSumBarrier, launch.warps * kWarpSize);
+    }
+    prim::named_barrier_sync(kNormBarrier, kNormMaxWarps * kWarpSize);
   }
 }
 
+constexpr int kFusedThreads = (kMostStreamWarps + 1) * kWarpSize;
+
 template <class T>
-__global__ void __launch_bounds__((kMostStreamWarps + 1) * kWarpSize, 1)
+__global__ void __launch_bounds__(kFusedThreads, 1)
     fused_row_linear_kernel(const __grid_constant__ StreamLaunch launch) {
   SKV_DYNAMIC_SMEM(smem);
   SKV_SHARED(shared, FusedShared);
@@ -114,12 +121,14 @@ __global__ void __launch_bounds__((kMostStreamWarps + 1) * kWarpSize, 1)
   const int ring = launch.stages * StreamStage<kMostFusedRows, true>::bytes(launch.warps);
   const StayingRows rows{smem + ring, smem + ring + p.rows * p.k * int64_t(sizeof(T)), int(p.rows)};
   init_stream<true>(launch, shared.stream);
-  if (warp == launch.warps) {
+  if (warp == kMostStreamWarps) {
     if (threadIdx.x % kWarpSize == 0) {
       copy_stream<kMostFusedRows, true>(launch, shared.stream, prim::smem_u32(smem));
     }
-  } else {
-    normalise_rows<T>(launch, shared, rows, warp);
+    return;
+  }
+  normalise_rows<T>(launch, shared, rows, warp);
+  if (warp < launch.warps) {
     sum_stream<T, kMostFusedRows, true>(launch, shared.stream, prim::smem_u32(smem),
                                         prim::smem_u32(rows.rows), warp);
   }

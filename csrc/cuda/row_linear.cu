@@ -36,8 +36,8 @@ void launch_stream_of(StreamLaunch& launch, cudaStream_t stream) {
   const RowLinearParams& p = launch.l.p;
   launch.x_map = stream_map(p.x, p.k, p.rows, p.x_stride, kRows);
   launch.weight_map = stream_map(p.weight, p.k, p.n, p.weight_stride, kGroupColumns * launch.warps);
-  launch_stream(row_linear_stream_kernel<T, kRows>, launch, StreamStage<kRows, false>::bytes(launch.warps),
-                kStreamRing, 0, stream);
+  launch_stream(row_linear_stream_kernel<T, kRows>, launch, (launch.warps + 1) * kWarpSize,
+                StreamStage<kRows, false>::bytes(launch.warps), kStreamRing, 0, stream);
 }
 
 template <class T>

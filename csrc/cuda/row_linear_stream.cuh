@@ -11,8 +11,9 @@
 // warp's chain takes about 33 cycles a step of 8 columns x 16 x 2 bytes, so four warps go through 31 bytes a
 // cycle where 18.5 arrive.
 //
-// Launched overlapped, a CTA fills its ring with weights while the grid ahead, which writes the rows, is
-// still at work: 132 rings are 20 MB and more, five microseconds of reading.
+// Launched overlapped, a CTA fills its ring with weights while a small grid ahead, which writes the rows, is
+// still at work (another one of this kind has to leave its multiprocessor first): 132 rings are 20 MB, nearly
+// five microseconds of reading.
 #pragma once
 
 #include "prim_hopper.cuh"
@@ -38,7 +39,6 @@ struct StreamLaunch {
   int halved;               // 1: a unit has as many columns of each half of n, which are multiplied; else 0
   const void* norm_weight;  // [k]
   float epsilon;
-  int norm_warps;  // that rms_norm has
 };
 
 struct StreamShared {
@@ -130,7 +130,8 @@ SKV_DEVICE void copy_stream(const StreamLaunch& launch, StreamShared& shared, ui
   if (left <= launch.trigger) prim::launch_dependents();
   StreamChunk weights, x;
   StreamPlace at;
-  const int prefill = min(launch.prefill, left);
+  const int prefill =
+      kRowsStay ? 0 : min(launch.prefill, left);  // the whole ring, where rows are not waited for
   for (int i = 0; i < prefill; ++i, weights.next(k_end), at.next(stages)) copy_weights(weights, i);
   if constexpr (!kRowsStay) {
     prim::wait_for_grids();
@@ -185,7 +186,7 @@ template <class T, int kRows>
 struct StreamOutput {
   static constexpr int kLines = (kRows + 7) / 8;  // a lane has rows g, g + 8, ... and two columns
   const StreamLaunch& launch;
-  T held[kLines][2];
+  T held[kLines][2], bias[2];
 
   struct Place {  // of this lane in a unit
     T* out;
@@ -203,10 +204,18 @@ struct StreamOutput {
     return {static_cast<T*>(p.out) + lane / 4 * p.out_stride + column, lane / 4, column,
             int(min(max(left, int64_t(0)), int64_t(width)))};
   }
-  // Asks for what out holds, long before it is needed.
+  // Asks for what the sums are added to, long before it is needed.
   SKV_DEVICE void hold(int unit) {
-    if (!launch.add) return;
+    const T* from = static_cast<const T*>(launch.l.p.bias);
     const Place at = place_of(unit);
+    const int64_t second = launch.halved ? launch.l.p.n / 2 : 1;  // what a column's neighbour is further on
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const bool there = launch.halved ? at.columns == 1 : c < at.columns;
+      bias[c] = from_float<T>(-0.f);  // x + -0 is x
+      if (from && there) bias[c] = from[at.column + c * second];
+    }
+    if (!launch.add) return;
 #pragma unroll
     for (int i = 0; i < kLines * 2; ++i) {
       const bool there = at.row + i / 2 * 8 < launch.l.p.rows && i % 2 < at.columns;
@@ -216,15 +225,7 @@ struct StreamOutput {
   template <class Sums>
   SKV_DEVICE void store(int unit, const Sums& sums) const {
     const RowLinearParams& p = launch.l.p;
-    const T* bias = static_cast<const T*>(p.bias);
     const Place at = place_of(unit);
-    const int64_t second = launch.halved ? p.n / 2 : 1;  // from a column to that of its neighbour's sum
-    float offset[2];
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const bool there = launch.halved ? at.columns == 1 : c < at.columns;
-      offset[c] = bias && there ? to_float(bias[at.column + c * second]) : -0.f;  // x + -0 is x
-    }
 #pragma unroll
     for (int i = 0; i < kLines; ++i) {
       if (at.row + i * 8 >= p.rows) continue;
@@ -232,7 +233,7 @@ struct StreamOutput {
       T v[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        v[c] = from_float<T>(__fadd_rn(sums.sum[i / 2][0][i % 2 * 2 + c], offset[c]));
+        v[c] = from_float<T>(__fadd_rn(sums.sum[i / 2][0][i % 2 * 2 + c], to_float(bias[c])));
       }
       if (launch.halved) v[0] = silu_times(v[0], v[1]);
 #pragma unroll
@@ -279,12 +280,12 @@ SKV_DEVICE void sum_stream(const StreamLaunch& launch, StreamShared& shared, uin
     prim::mbar_wait(prim::smem_u32(&shared.full[place.slot]), place.parity);
     load(f[0], place, k, 0);
   };
-  StreamOutput<T, kRows> output{launch, {}};
-  const bool is_plain = !launch.add && !launch.halved;
+  StreamOutput<T, kRows> output{launch, {}, {}};
+  const bool is_plain = !launch.add && (!kRowsStay || (!launch.halved && !p.bias));
   begin(at, 0);
   for (int unit = int(blockIdx.x); unit < launch.units; unit += int(gridDim.x)) {
     LinearWarp<T, StreamTile<kRows>> sums;
-    output.hold(unit);
+    if (!is_plain) output.hold(unit);
     const auto multiply = [&](const Fragments& of) {
 #pragma unroll
       for (int i = 0; i < 2 * kRowSteps; ++i) {
@@ -401,15 +402,14 @@ inline bool can_stream(const RowLinearLaunch& l) {
 }
 
 // Launches a kernel that streams, with a ring of at most `ring` bytes of stages and `beside` it.
-inline void launch_stream(void (*kernel)(StreamLaunch), StreamLaunch& launch, int stage, int ring,
-                          int64_t beside, cudaStream_t stream) {
+inline void launch_stream(void (*kernel)(StreamLaunch), StreamLaunch& launch, int threads, int stage,
+                          int ring, int64_t beside, cudaStream_t stream) {
   launch.units = int(ceil_div(launch.l.p.n, kGroupColumns * launch.warps));
   launch.stages = std::min(kMostStreamStages, ring / stage);
   launch.prefill = std::min(launch.stages, kStreamPrefill / stage);
   launch.trigger = 2 * launch.stages;
   prim::launch_overlapped(kernel, dim3(unsigned(std::min(launch.units, prim::num_multiprocessors()))),
-                          (launch.warps + 1) * kWarpSize, size_t(launch.stages * stage + beside), stream,
-                          launch);
+                          threads, size_t(launch.stages * stage + beside), stream, launch);
 }
 
 // What can_stream, of which the sums are added to what out holds or not (row_linear.cu).

@@ -68,6 +68,15 @@ inline bool runs_cuda_kernels([[maybe_unused]] const torch::stable::Tensor& t) {
 #endif
 }
 
+// size() of a CUDA op's workspace, asked on the tensor's device.
+template <class Size>
+int64_t workspace_size_on([[maybe_unused]] const torch::stable::Tensor& t, const Size& size) {
+#ifndef SKV_SIMT
+  torch::stable::accelerator::DeviceGuard guard(t.get_device_index());
+#endif
+  return size();
+}
+
 template <class Params>
 void call_backend(const char* op, const torch::stable::Tensor& on, const Params& params,
                   [[maybe_unused]] void (*cpu_op)(const Params&, const Parallel&),

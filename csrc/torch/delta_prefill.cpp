@@ -154,7 +154,7 @@ void delta_prefill(Tensor out, OptTensor lse, Tensor query, Tensor k_cache, Tens
   if (params.total_q == 0 || batch == 0) return;
   Tensor workspace = query;  // of CUDA: from torch's caching allocator, which orders its reuse by the stream
   if (runs_cuda_kernels(query) && &cuda::delta_prefill_workspace) {
-    params.workspace_size = cuda::delta_prefill_workspace(params);
+    params.workspace_size = workspace_size_on(query, [&] { return cuda::delta_prefill_workspace(params); });
     workspace = torch::stable::new_empty(query, {params.workspace_size}, ScalarType::Byte);
     params.workspace = workspace.data_ptr();
   }

@@ -22,11 +22,13 @@ void fused_row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias, OptTe
   params.add = add;
   if (out.numel() == 0) return;
 
-  const bool on_gpu = runs_cuda_kernels(out);
+  if (!runs_cuda_kernels(out)) {
+    params.workspace_size = FusedRowLinearMemory(params).size;
+  } else if (&cuda::fused_row_linear_workspace) {
+    params.workspace_size = workspace_size_on(out, [&] { return cuda::fused_row_linear_workspace(params); });
+  }
   Tensor workspace = x;  // from torch's caching allocator, which orders its reuse by the stream
-  if (!on_gpu || &cuda::fused_row_linear_workspace) {
-    params.workspace_size =
-        on_gpu ? cuda::fused_row_linear_workspace(params) : FusedRowLinearMemory(params).size;
+  if (params.workspace_size > 0) {
     workspace = torch::stable::new_empty(x, {params.workspace_size}, ScalarType::Byte);
     params.workspace = workspace.data_ptr();
   }

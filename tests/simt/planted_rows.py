@@ -3,7 +3,7 @@
 from .planted_bug import Bug, Kernel
 
 STREAM, FUSED = "row_linear_stream.cuh", "fused_row_linear.cuh"
-BARRIER = "prim::named_barrier_sync(kSumBarrier, launch.warps * kWarpSize);"
+BARRIER = "prim::named_barrier_sync(kNormBarrier, kNormMaxWarps * kWarpSize);"
 
 KERNELS = [
     Kernel(
@@ -236,13 +236,10 @@ KERNELS = [
                 Bug(FUSED, BARRIER, "", "race"),
                 Bug(FUSED, BARRIER, "", "race", nth=1),
             ],
-            "wait": [
-                Bug(FUSED, "prim::cp_async_wait<0>();", "", "race"),
-                Bug(FUSED, "prim::cp_async_wait<0>();", "", nth=1),
-            ],
+            "wait": [Bug(FUSED, "prim::cp_async_wait<0>();", "")],
             "init": [
+                Bug(FUSED, "float squares = 0.f, next_squares = 0.f;", "float squares = 9.f, next_squares = 0.f;"),
                 Bug(FUSED, "float squares = 0.f;", "float squares = 9.f;"),
-                Bug(FUSED, "float squares = 0.f;", "float squares = 9.f;", nth=1),
                 Bug(STREAM, "output.hold(unit);", "if (unit == int(blockIdx.x)) output.hold(unit);"),
             ],
             "mask": [
@@ -254,26 +251,25 @@ KERNELS = [
                 Bug(STREAM, "launch.halved ? at.columns == 1 : c < at.columns", "c < at.columns"),
             ],
             "stride": [
-                Bug(FUSED, "+ row * p.x_stride;", "+ row * p.k;"),
+                Bug(FUSED, "from += p.x_stride", "from += p.k"),
                 Bug(FUSED, "i / kPieces * count + row", "i / kPieces + row * count"),
-                Bug(FUSED, "i += launch.norm_warps * kWarpSize", "i += launch.warps * kWarpSize"),
                 Bug("fused_row_linear.cu", "uint64_t(2 * p.weight_stride)", "uint64_t(2 * p.k)"),
                 Bug("fused_row_linear.cu", "spec.stride_bytes[1] * spec.size[1]", "spec.stride_bytes[1]"),
                 Bug(STREAM, "lane / 4 * p.out_stride", "lane / 4 * p.n"),
-                Bug(STREAM, "launch.halved ? p.n / 2 : 1", "1"),
+                Bug(STREAM, "launch.halved ? launch.l.p.n / 2 : 1", "1"),
                 Bug(STREAM, "(lane % 2 * launch.warps + warp)", "(lane % 2 + warp)"),
                 Bug(STREAM, "column >> launch.halved", "column"),
                 Bug(STREAM, "uint32_t(k) / kStreamBoxColumns + uint32_t(block / 2)", "uint32_t(block / 2)"),
             ],
             "tail": [
-                Bug(FUSED, "i < to.count * launch.norm_warps", "i + 1 < to.count * launch.norm_warps"),
-                Bug(FUSED, "i < pieces; i += launch.norm_warps", "i + 1 < pieces; i += launch.norm_warps"),
-                Bug(FUSED, "i < pieces; i += launch.warps", "i + 1 < pieces; i += launch.warps"),
-                Bug(FUSED, "w < launch.norm_warps", "w + 1 < launch.norm_warps"),
+                Bug(FUSED, "row < to.count; ++row, from", "row + 1 < to.count; ++row, from"),
+                Bug(FUSED, "min(row + 1, to.count - 1)", "row + 1", "race"),
+                Bug(FUSED, "i < pieces; i += kNormMaxWarps", "i + 1 < pieces; i += kNormMaxWarps"),
+                Bug(FUSED, "w < kNormMaxWarps", "w + 1 < kNormMaxWarps"),
                 Bug("fused_row_linear.cu", "l.k % kStreamBoxColumns == 0", "l.k % 8 == 0"),
                 Bug("fused_row_linear.cu", "rows_memory(l) + kLeastRing <= kMostShared", "true"),
                 Bug("fused_row_linear.cu", "ceil_div(p.columns, kAddThreads)", "p.columns / kAddThreads"),
-                Bug("fused_row_linear.cuh", "if (column >= p.columns) return;", ""),
+                Bug(FUSED, "if (column >= p.columns) return;", ""),
                 Bug(STREAM, "min(kRows == 8 ? lane % 8 : lane % 16, last)", "kRows == 8 ? lane % 8 : lane % 16"),
             ],
             "align": [
@@ -284,7 +280,7 @@ KERNELS = [
                 ),
             ],
             "narrow": [
-                Bug(FUSED, "+ row * p.x_stride;", "+ int(row * p.x_stride);"),
+                Bug(FUSED, "from += p.x_stride", "from += int(p.x_stride)"),
                 Bug(STREAM, "lane / 4 * p.out_stride", "int(lane / 4 * p.out_stride)"),
                 Bug(FUSED, "int64_t(blockIdx.x) * p.out_stride", "int(blockIdx.x * p.out_stride)"),
             ],
