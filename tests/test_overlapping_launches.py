@@ -1,7 +1,8 @@
 """Kernels that begin while the one ahead still runs (ops.overlapping_launches): the same bits as one after another.
 
 Only a GPU overlaps them. The CPU shows that nothing else changes; the emulator, in every test of these ops, that each
-CTA waits for the grids ahead (tests/simt/include/simt/core.h).
+CTA waits for the grids ahead, and on two layers that none reads before what one of them writes
+(tests/simt/small/decoder_layers.cpp).
 """
 
 import contextlib

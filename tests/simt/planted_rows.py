@@ -286,6 +286,23 @@ KERNELS = [
             ],
         },
     ),
+    Kernel(  # several, one behind the other
+        "decoder_layers",
+        "decoder_layers",
+        none="barrier syncwarp wait fence init mask bounds stride tail align narrow",
+        bugs={
+            "order": [
+                Bug("delta_prefill.cu", "list_is_new = true;", "", "race"),
+                Bug("attention_few_rows.cuh", "if (!waited && key0", "if (false && key0", "race"),
+                Bug(
+                    STREAM,
+                    "prim::wait_for_grids();\n    for (int i = 0; i < prefill;",
+                    "for (int i = 0; i < prefill;",
+                    "race",
+                ),
+            ],
+        },
+    ),
     Kernel(
         "row_linear_f32",
         "row_linear",

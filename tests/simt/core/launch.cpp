@@ -215,6 +215,7 @@ void launch(dim3 grid, dim3 block, size_t dynamic_bytes, EntryFn entry, void* ar
   M.shared_variables.clear();
   M.static_bytes = 0;
   M.overlapped = options.overlapped;
+  M.overlapping = options.overlapping;
   M.entry = entry;
   M.entry_arg = arg;
   M.next_cta = 0;

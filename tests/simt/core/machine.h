@@ -173,7 +173,7 @@ struct Machine {
   size_t main_stack_bytes = 0;
   u8* stacks = nullptr;  // one reservation for all lanes of all slots
   u64 seed = 0, rng = 1;
-  bool seed_set = false, change_cta = false, overlapped = false;
+  bool seed_set = false, change_cta = false, overlapped = false, overlapping = false;
   u64 idle_pauses = 0;
   u32 next_priority = 0;
   std::string* error = nullptr;

@@ -11,8 +11,9 @@
 //  - An mbarrier's phase passes on what its arrivals knew, and that its bulk copies have landed.
 //  - What ordinary stores wrote to shared memory, bulk copies and wgmma see only if a fence.proxy.async lies
 //    between: clocks up to which that is so travel beside the others.
-// Shared memory is also checked for reads of bytes never written and for use before an async copy was
-// awaited.
+// Of grids that overlap, a CTA that has not waited for those ahead neither writes global memory nor reads
+// what they write.  Shared memory is also checked for reads of bytes never written and for use before an
+// async copy was awaited.
 #if defined(SIMT_RACE)
 #include <dlfcn.h>
 #include <unistd.h>
@@ -88,6 +89,7 @@ u64 last_page_number = ~0ull, generation = 0;
 Page* last_page = nullptr;
 std::unordered_map<const void*, Location> locations;
 Vec<Where> places;
+std::unordered_map<u64, u64> written;  // words of global memory, by grids that may still be at work: by which
 
 void join_row(u32* a, const u32* b, int n) {
   for (int i = 0; i < n; ++i) a[i] = a[i] > b[i] ? a[i] : b[i];
@@ -169,6 +171,22 @@ bool in_shared(const Cta& c, const u8* p) {
 void check_overlapped(const u8* p, bool writes) {
   if (writes && M.overlapped && !M.cta->waited && !in_shared(*M.cta, p)) {
     fail(false, "overlapped grid writes to global memory before it has waited for those ahead");
+  }
+}
+
+// Grids that overlap: what one may read before it has waited is nothing that those ahead write, as far back
+// as the last one that overlapped nothing.
+void check_early(const u8* p, int bytes, bool is_read) {
+  if (!M.overlapping) return;
+  for (u64 word = reinterpret_cast<u64>(p) / 4; word <= reinterpret_cast<u64>(p + bytes - 1) / 4; ++word) {
+    if (!is_read) {
+      written[word] = generation;
+    } else if (M.overlapped && !M.cta->waited) {
+      const auto found = written.find(word);
+      if (found != written.end() && found->second != generation) {
+        fail(false, "overlapped grid reads what a grid ahead writes before it has waited");
+      }
+    }
   }
 }
 
@@ -263,6 +281,7 @@ void access(const u8* p, int bytes, Access kind, int t, const void* place, bool 
                     : kind == Access::kBulkRead ? "reads through the asynchronous proxy"
                     : kind == Access::kWrite    ? "writes"
                                                 : "starts an async copy";
+  if (!shared) check_early(p, bytes, is_read);
   for (int i = 0; i < bytes; ++i) {
     Cell& cell = *cell_of(p + i);
     Epoch& w = cell.write;
@@ -329,6 +348,7 @@ void learn(int t, const KnownPtr& news) {
 bool race_enabled() { return true; }
 
 void race_launch() {
+  if (!M.overlapped || !M.overlapping) written.clear();
   ++generation;
   locations.clear();
 }

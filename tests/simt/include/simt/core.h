@@ -145,6 +145,9 @@ struct LaunchOptions {
   // The grid may begin before those ahead have ended: every CTA has to wait for them, and, which the race
   // checker sees, writes nothing to global memory before.
   bool overlapped = false;
+  // Launches overlap at all: what grids write is remembered, and, from the first to the last one that
+  // overlaps the one ahead, must not be read by a CTA that has not waited; the race checker again.
+  bool overlapping = false;
 };
 using EntryFn = void (*)(void* arg);
 // Throws Error for an invalid launch, a deadlock, divergence, a race or anything else a GPU would not report.

@@ -50,7 +50,9 @@ template <class Params>
 void launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem, cudaStream_t,
             const Identity<Params>& params) {
   last_launch_overlaps() = false;
-  launch_with({}, kernel, grid, threads, smem, params);
+  simt::LaunchOptions options;
+  options.overlapping = overlapped();
+  launch_with(options, kernel, grid, threads, smem, params);
 }
 // Grids run one after another; what those that may overlap have to keep is checked all the same.
 template <class Params>
@@ -58,7 +60,7 @@ void launch_overlapped(void (*kernel)(Params), dim3 grid, int threads, size_t sm
                        const Identity<Params>& params) {
   simt::LaunchOptions options;
   options.overlapped = true;
-  last_launch_overlaps() = overlapped();
+  last_launch_overlaps() = options.overlapping = overlapped();
   launch_with(options, kernel, grid, threads, smem, params);
 }
 inline void launch_dependents() {}
