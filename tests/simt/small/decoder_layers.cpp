@@ -3,6 +3,7 @@
 // the race build no grid reads before it has waited what one ahead of it writes.
 #include "delta_prefill.cu"
 #include "delta_prefill_few_rows.cuh"
+#include "delta_prefill_hopper.cuh"
 #include "fused_add_rms_norm.cu"
 #include "fused_row_linear.cu"
 #include "prefill_case.h"
@@ -17,11 +18,16 @@ template <>
 void launch_few_rows_of<__half>(const AttentionLaunch& launch, int ctas, cudaStream_t stream) {
   launch_few_rows<__half, 64>(launch, ctas, stream);
 }
+template <>
+void launch_hopper_of<__half>(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream) {
+  launch_hopper<__half, 64>(launch, tma, ctas, stream);
+}
 }  // namespace cuda
 }  // namespace skv
 
 SMALL_WITHOUT_ANY_ATTENTION
-SMALL_WITHOUT_ANY_HOPPER
+SMALL_WITHOUT_HOPPER(__nv_bfloat16)
+SMALL_WITHOUT_HOPPER(__nv_fp8_e4m3)
 SMALL_WITHOUT_FEW_ROWS(__nv_bfloat16)
 
 namespace {
@@ -56,6 +62,7 @@ struct Layer {
 };
 
 struct Step {
+  const int num_splits;
   std::vector<Layer*> layers;
   Buffer<__half> residual{kRows * kHidden}, normed{kRows * kHidden}, qkv{kRows * kQkv},
       attention{kRows * kHeads * kDim}, product{kRows * 2 * kMiddle}, activated{kRows * kMiddle};
@@ -64,7 +71,7 @@ struct Step {
       schedule{size_t(schedule_size(kRows))};
   Buffer<int64_t> slots{kRows};
 
-  Step() {
+  explicit Step(int num_splits_) : num_splits(num_splits_) {
     for (int i = 0; i < kLayers; ++i) layers.push_back(new Layer(100 * (i + 1)));
     small::fill_numbers(residual, 7);
     small::fill_numbers(cos_sin, 9);
@@ -133,6 +140,7 @@ struct Step {
       s.num_heads = kHeads;
       s.num_kv_heads = s.max_seqlen_q = 1;
       s.head_dim = kDim;
+      s.num_splits = num_splits;
       s.window_left = -1;
       cuda::schedule_delta_prefill(s, nullptr);
     }
@@ -153,6 +161,7 @@ struct Step {
     p.softmax_scale = 0.125f;
     p.causal = true;
     p.window_left = -1;
+    p.num_splits = num_splits;
     p.schedule = schedule.data();
     p.workspace_size = cuda::delta_prefill_workspace(p);
     Buffer<uint64_t> workspace(size_t(p.workspace_size + 7) / 8);
@@ -202,18 +211,20 @@ struct Step {
   }
 };
 
-void layers() {
+void layers(int num_splits) {
   std::vector<__half> found[2];
-  for (bool is_fused : {false, true}) found[is_fused] = Step().run(is_fused);
+  for (bool is_fused : {false, true}) found[is_fused] = Step(num_splits).run(is_fused);
   for (size_t i = 0; i < found[0].size(); ++i) {
     small::expect(float(found[0][i]) - float(found[0][i]) == 0, "not a number");
     small::expect(!std::memcmp(&found[0][i], &found[1][i], 2), "fused, element " + std::to_string(i));
   }
 }
+void with_few_rows_kernel() { layers(0); }
+void with_wgmma_kernel() { layers(-1); }
 
 }  // namespace
 
 int main() {
   simt::set_compute_capability(90);
-  return small::run({layers}, 3);
+  return small::run({with_few_rows_kernel, with_wgmma_kernel}, 3);
 }
