@@ -246,5 +246,7 @@ void race_mbarrier_passed(const Mbarrier& barrier);
 void race_strong(const void* p, int bytes, Strong kind, Where where);
 void race_touch(const void* p, int bytes, Access access, int lane);
 void race_access(const void* p, int bytes, Access access, void* pc);
+void overlap_launch();  // overlap.cpp
+void overlap_access(const u8* p, int bytes, bool writes);
 
 }  // namespace simt

@@ -11,9 +11,8 @@
 //  - An mbarrier's phase passes on what its arrivals knew, and that its bulk copies have landed.
 //  - What ordinary stores wrote to shared memory, bulk copies and wgmma see only if a fence.proxy.async lies
 //    between: clocks up to which that is so travel beside the others.
-// Of grids that overlap, a CTA that has not waited for those ahead neither writes global memory nor reads
-// what they write.  Shared memory is also checked for reads of bytes never written and for use before an
-// async copy was awaited.
+// Shared memory is also checked for reads of bytes never written and for use before an async copy was
+// awaited, global memory for what grids that overlap must not do (overlap.cpp).
 #if defined(SIMT_RACE)
 #include <dlfcn.h>
 #include <unistd.h>
@@ -89,7 +88,6 @@ u64 last_page_number = ~0ull, generation = 0;
 Page* last_page = nullptr;
 std::unordered_map<const void*, Location> locations;
 Vec<Where> places;
-std::unordered_map<u64, u64> written;  // words of global memory, by grids that may still be at work: by which
 
 void join_row(u32* a, const u32* b, int n) {
   for (int i = 0; i < n; ++i) a[i] = a[i] > b[i] ? a[i] : b[i];
@@ -166,28 +164,6 @@ void forget(const u8* begin, size_t bytes) {
 bool within(const u8* p, const u8* begin, size_t bytes) { return begin && size_t(p - begin) < bytes; }
 bool in_shared(const Cta& c, const u8* p) {
   return within(p, c.smem_area, kSmemArea) || within(p, c.static_area, kStaticArea);
-}
-
-void check_overlapped(const u8* p, bool writes) {
-  if (writes && M.overlapped && !M.cta->waited && !in_shared(*M.cta, p)) {
-    fail(false, "overlapped grid writes to global memory before it has waited for those ahead");
-  }
-}
-
-// Grids that overlap: what one may read before it has waited is nothing that those ahead write, as far back
-// as the last one that overlapped nothing.
-void check_early(const u8* p, int bytes, bool is_read) {
-  if (!M.overlapping) return;
-  for (u64 word = reinterpret_cast<u64>(p) / 4; word <= reinterpret_cast<u64>(p + bytes - 1) / 4; ++word) {
-    if (!is_read) {
-      written[word] = generation;
-    } else if (M.overlapped && !M.cta->waited) {
-      const auto found = written.find(word);
-      if (found != written.end() && found->second != generation) {
-        fail(false, "overlapped grid reads what a grid ahead writes before it has waited");
-      }
-    }
-  }
 }
 
 bool ordered(const Epoch& e, int t) {
@@ -281,7 +257,7 @@ void access(const u8* p, int bytes, Access kind, int t, const void* place, bool 
                     : kind == Access::kBulkRead ? "reads through the asynchronous proxy"
                     : kind == Access::kWrite    ? "writes"
                                                 : "starts an async copy";
-  if (!shared) check_early(p, bytes, is_read);
+  if (!shared) overlap_access(p, bytes, !is_read);
   for (int i = 0; i < bytes; ++i) {
     Cell& cell = *cell_of(p + i);
     Epoch& w = cell.write;
@@ -348,7 +324,7 @@ void learn(int t, const KnownPtr& news) {
 bool race_enabled() { return true; }
 
 void race_launch() {
-  if (!M.overlapped || !M.overlapping) written.clear();
+  overlap_launch();
   ++generation;
   locations.clear();
 }
@@ -479,7 +455,6 @@ void race_fence(Scope scope) {
 void race_strong(const void* p, int bytes, Strong kind, Where where) {
   if (in_stacks(p)) return;
   const u8* at = static_cast<const u8*>(p);
-  check_overlapped(at, kind != Strong::kLoad);
   RaceCta& rc = *M.cta->race;
   RaceThread& thread = rc.threads[M.lane];
   const bool shared = in_shared(*M.cta, at);
@@ -508,7 +483,6 @@ void race_touch(const void* p, int bytes, Access kind, int lane) {
 }
 
 void race_access(const void* p, int bytes, Access kind, void* pc) {
-  check_overlapped(static_cast<const u8*>(p), kind == Access::kWrite);
   access(static_cast<const u8*>(p), bytes, kind, M.lane, pc, false);
 }
 
