@@ -12,19 +12,8 @@
 #include "row_linear.cu"
 #include "silu_and_mul.cu"
 
-namespace skv {
-namespace cuda {
-template <>
-void launch_few_rows_of<__half>(const AttentionLaunch& launch, int ctas, cudaStream_t stream) {
-  launch_few_rows<__half, 64>(launch, ctas, stream);
-}
-template <>
-void launch_hopper_of<__half>(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream) {
-  launch_hopper<__half, 64>(launch, tma, ctas, stream);
-}
-}  // namespace cuda
-}  // namespace skv
-
+SMALL_WITH_FEW_ROWS(__half)
+SMALL_WITH_HOPPER(__half)
 SMALL_WITHOUT_ANY_ATTENTION
 SMALL_WITHOUT_HOPPER(__nv_bfloat16)
 SMALL_WITHOUT_HOPPER(__nv_fp8_e4m3)

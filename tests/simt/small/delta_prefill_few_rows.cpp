@@ -3,15 +3,7 @@
 #include "delta_prefill.cu"
 #include "prefill_case.h"
 
-namespace skv {
-namespace cuda {
-template <>
-void launch_few_rows_of<__half>(const AttentionLaunch& launch, int ctas, cudaStream_t stream) {
-  launch_few_rows<__half, 64>(launch, ctas, stream);
-}
-}  // namespace cuda
-}  // namespace skv
-
+SMALL_WITH_FEW_ROWS(__half)
 SMALL_WITHOUT_ANY_ATTENTION
 SMALL_WITHOUT_ANY_HOPPER
 SMALL_WITHOUT_FEW_ROWS(__nv_bfloat16)

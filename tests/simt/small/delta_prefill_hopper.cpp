@@ -3,15 +3,7 @@
 #include "delta_prefill.cu"
 #include "prefill_case.h"
 
-namespace skv {
-namespace cuda {
-template <>
-void launch_hopper_of<__half>(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t stream) {
-  launch_hopper<__half, 64>(launch, tma, ctas, stream);
-}
-}  // namespace cuda
-}  // namespace skv
-
+SMALL_WITH_HOPPER(__half)
 SMALL_WITHOUT_ANY_ATTENTION
 SMALL_WITHOUT_HOPPER(__nv_bfloat16)
 SMALL_WITHOUT_HOPPER(__nv_fp8_e4m3)

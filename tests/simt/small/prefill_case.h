@@ -20,6 +20,17 @@
   void skv::cuda::launch_few_rows_of<T>(const AttentionLaunch&, int, cudaStream_t) { \
     throw std::runtime_error("not in the small cases");                              \
   }
+// And those that it has, of head_dim 64.
+#define SMALL_WITH_HOPPER(T)                                                                               \
+  template <>                                                                                              \
+  void skv::cuda::launch_hopper_of<T>(const AttentionLaunch& launch, bool tma, int ctas, cudaStream_t s) { \
+    launch_hopper<T, 64>(launch, tma, ctas, s);                                                            \
+  }
+#define SMALL_WITH_FEW_ROWS(T)                                                                     \
+  template <>                                                                                      \
+  void skv::cuda::launch_few_rows_of<T>(const AttentionLaunch& launch, int ctas, cudaStream_t s) { \
+    launch_few_rows<T, 64>(launch, ctas, s);                                                       \
+  }
 #define SMALL_WITHOUT_ANY_ATTENTION                     \
   SMALL_WITHOUT_ATTENTION(__half, __half)               \
   SMALL_WITHOUT_ATTENTION(__half, __nv_fp8_e4m3)        \
