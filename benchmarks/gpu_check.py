@@ -1,7 +1,7 @@
 """Everything that wants a GPU, in one command: builds, checks and times every kernel, and reports what failed.
 
     python benchmarks/gpu_check.py [--parts build,prims,ops,graphs,engine,sanitizer,bench,step] [--out FOLDER]
-                                   [--budget SECONDS] [--commit HASH] [--dry-run]
+                                   [--only REGEX] [--budget SECONDS] [--commit HASH] [--dry-run]
 
 Each step is a process with a time limit; whatever fails is reported and the rest goes on. FOLDER/gpu_check.json holds
 all results and keeps the parts of earlier calls; a table comes last. Exit code: 0 all well, 1 something failed, 2
@@ -42,16 +42,19 @@ def default_folder(emulated: bool) -> pathlib.Path:
     return ROOT / "benchmarks" / "results" / name
 
 
-def run_part(name: str, setting: Setting, report: Report, end: float) -> bool:
+def run_part(name: str, setting: Setting, report: Report, end: float, only: re.Pattern = re.compile("")) -> bool:
+    """Runs the part's steps whose names `only` is found in; whether all went well."""
     part, begin = PARTS[name], time.monotonic()
-    report.begin(name)
-    entries = []
+    steps, entries = [], []
     try:
-        steps = part.steps(setting)
+        steps = [step for step in part.steps(setting) if only.search(step.name)]
+        if not steps:
+            return True
     except Exception as error:  # what a part needs is not there: say so, go on
-        steps = []
         entries.append({"name": "setup", "status": "failed", "seconds": 0.0, "summary": str(error), "command": ""})
-        report.add(name, entries[-1])
+    report.begin(name)
+    for entry in entries:
+        report.add(name, entry)
     workers = 2 if setting.emulated else part.side_by_side
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(lambda s=s: run_step(s, setting, end - time.monotonic())) for s in steps]
@@ -60,9 +63,8 @@ def run_part(name: str, setting: Setting, report: Report, end: float) -> bool:
             entries.append(entry)
             report.add(name, entry)
             print(f"{name}: {entry['name']}: {entry['status']} ({entry['seconds']:.0f} s) {entry['summary']}")
-    passed = bool(entries) and all(entry["status"] == "ok" for entry in entries)
-    report.end(name, "ok" if passed else "failed", time.monotonic() - begin)
-    return passed
+    report.end(name, time.monotonic() - begin)
+    return all(entry["status"] == "ok" for entry in entries)
 
 
 def find_simt_library() -> str:
@@ -76,6 +78,9 @@ def find_simt_library() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=chosen_parts, default=list(PARTS), metavar="NAMES")
+    parser.add_argument(
+        "--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="found in steps' names"
+    )
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="default: benchmarks/results/<the GPU>")
     parser.add_argument("--budget", type=float, default=570, metavar="SECONDS", help="of the whole call (570)")
     parser.add_argument("--commit", help="to be noted where the copy of the sources has no .git")
@@ -92,7 +97,7 @@ def main() -> int:
         setting.capability = ".".join(map(str, torch.cuda.get_device_capability()))
     folder = args.out or default_folder(args.dry_run)
     report = Report(folder / "gpu_check.json", args.dry_run, args.commit or git_commit())
-    failed = [name for name in args.parts if not run_part(name, setting, report, end)]
+    failed = [name for name in args.parts if not run_part(name, setting, report, end, args.only)]
     print()
     print_tables(report.data, args.parts)
     print(f"wrote {report.path}; logs of the steps: {setting.folder}")

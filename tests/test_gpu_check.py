@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from simt.build import cuda_include
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import gpu_check
-from benchmarks.gpu import attention_cells, parts, plot_attention, status
+from benchmarks.gpu import attention_cells, kernels, parts, plot_attention, status
 from benchmarks.gpu.attention_cases import CONTEXTS, DELTAS, attention_cases
 from benchmarks.gpu.bench import GROUPS, LONG_GROUPS, finish, row_of
 from benchmarks.gpu.parts import PARTS, Outcome, Part, Setting, Step, run_step
@@ -67,8 +68,7 @@ def test_the_dry_run_goes_through_every_part():
     assert {name: part["status"] for name, part in written["parts"].items()} == dict.fromkeys(PARTS, "ok")
     rows = [row for step in written["parts"]["bench"]["steps"] for row in step["rows"]]
     timed = {row["op"] for row in rows if "ours" in row["us"]}
-    assert timed == {op for op, kernels in status.kernels().items() if kernels and op in {r["op"] for r in rows}}
-    assert {op for op, kernels in status.kernels().items() if kernels} - timed <= {"pack_linear_weight"}
+    assert timed == {op for op, names in kernels.kernels().items() if names}
     assert "emulated: a dry run" in done.stdout and "all parts passed" in done.stdout
     assert taken_for_real == []
 
@@ -146,11 +146,21 @@ def test_parts_of_an_earlier_call_stay(tmp_path):
     path = tmp_path / "gpu_check.json"
     first = Report(path, True, "one")
     first.begin("ops")
-    first.end("ops", "ok", 1)
+    first.add("ops", {"name": "append_kv", "status": "failed"})
+    first.add("ops", {"name": "merge_states", "status": "ok"})
+    first.end("ops", 1)
     second = Report(path, True, "two")
     second.begin("bench")
-    second.end("bench", "ok", 1)
+    second.end("bench", 1)
     assert {k: v["commit"] for k, v in json.loads(path.read_text())["parts"].items()} == {"ops": "one", "bench": "two"}
+    again = Report(path, True, "one")  # of the same commit: what is run again takes the place of what was there
+    again.begin("ops")
+    again.add("ops", {"name": "append_kv", "status": "ok"})
+    again.end("ops", 1)
+    ops = json.loads(path.read_text())["parts"]["ops"]
+    assert ops["status"] == "ok" and [step["name"] for step in ops["steps"]] == ["merge_states", "append_kv"]
+    second.begin("ops")
+    assert second.data["parts"]["ops"]["steps"] == []
     data = json.loads(path.read_text()) | {"emulated": False}
     path.write_text(json.dumps(data))
     assert Report(path, True, "three").data["parts"] == {}  # never beside results of a GPU
@@ -276,9 +286,8 @@ def test_the_plot_has_a_line_for_each_context_and_batch():
 
 
 def test_every_op_with_kernels_is_tested_and_timed_on_a_gpu():
-    has_kernels = {op for op, kernels in status.kernels().items() if kernels}
-    timed = {case.op for make in GROUPS.values() for case in make(False)}
-    assert has_kernels - timed <= {"pack_linear_weight"}
+    has_kernels = {op for op, names in kernels.kernels().items() if names}
+    assert has_kernels == {case.op for make in GROUPS.values() for case in make(False)}
     tested = set(parts.tested_ops())
     assert {status.CALLED_BY.get(op, op) for op in has_kernels} <= tested
     setting = Setting(emulated=False, folder=pathlib.Path("logs"), capability="9.0")
@@ -300,27 +309,71 @@ def test_the_table_of_kernels_is_up_to_date():
 def test_the_table_names_every_kernel_and_reads_results_of_gpus_only(tmp_path):
     shared = {"status": "ok", "seconds": 1.0, "summary": ""}
     row = {"op": "append_kv", "us": {"ours": 3.0}, "errors": {}}
+    sources = kernels.digests()
+    right = {"commit": "abc", "date": "2026-01-02", "kernels": sources}
+    timed = {"commit": "def", "date": "2026-01-03", "kernels": dict(sources)}
     result = {
         "emulated": False,
         "machine": {"gpu": "Some GPU"},
         "parts": {
-            "ops": {"commit": "abc", "date": "2026-01-02", "steps": [{"name": "append_kv", **shared}]},
-            "bench": {"commit": "def", "date": "2026-01-03", "steps": [{"name": "append", "rows": [row], **shared}]},
+            "ops": right | {"steps": [{"name": "append_kv", **shared}, {"name": "row_linear", **shared}]},
+            "bench": timed | {"steps": [{"name": "append", "rows": [row], **shared}]},
         },
     }
     (tmp_path / "some_gpu").mkdir()
     path = tmp_path / "some_gpu" / "gpu_check.json"
-    path.write_text(json.dumps(result))
-    lines = {line.split(" | ")[0][2:]: line for line in status.table(tmp_path).splitlines()[2:]}
-    assert list(lines) == status.registered_ops()
+
+    def written(**changes):
+        path.write_text(json.dumps(result | changes))
+        return status.table(tmp_path)
+
+    lines = {line.split(" | ")[0][2:]: line for line in written().splitlines()[2:]}
+    assert list(lines) == kernels.registered_ops()
     assert "`append_kv_kernel`" in lines["append_kv"]
     assert "| Some GPU, commit `abc`, 2026-01-02 | Some GPU, commit `def`, 2026-01-03 |" in lines["append_kv"]
     assert "| not yet | not yet |" in lines["merge_states"]
+    assert "| Some GPU, commit `abc`, 2026-01-02 | not yet |" in lines["row_linear"]
+
+    # A kernel that has changed since, and one that was not there.
+    result["parts"]["bench"]["kernels"]["append_kv_kernel"] = "another"
+    del sources["row_linear_kernel"]
+    table = written()
+    assert "| Some GPU, commit `abc`, 2026-01-02 | Some GPU, commit `def`, 2026-01-03, changed since |" in table
+    assert "| row_linear | `row_linear_kernel` | not yet | not yet |" in table
+    assert "`row_linear_f32_kernel`, `row_linear_stream_kernel` | Some GPU" in table
+
     result["parts"]["ops"]["steps"][0]["status"] = "failed"
-    path.write_text(json.dumps(result))
-    assert "| not yet | Some GPU" in status.table(tmp_path)
-    path.write_text(json.dumps(result | {"emulated": True}))
-    assert "Some GPU" not in status.table(tmp_path)
+    assert "| append_kv | `append_kv_kernel` | not yet | Some GPU" in written()
+    assert "Some GPU" not in written(emulated=True)
+
+
+def test_a_kernel_is_what_it_includes_without_comments(tmp_path):
+    cuda = tmp_path / "csrc" / "cuda"
+    cuda.mkdir(parents=True)
+    (cuda / "prim.cuh").write_text("int primitive;\n")
+    (cuda / "common.cuh").write_text('#include "prim.cuh"\nint x;  // a\n')
+    kernel = '#include "common.cuh"\n__global__ void __launch_bounds__(f(1), 2) {}_kernel(int) {{}}\n'
+    for name in ("one", "two"):
+        (cuda / f"{name}.cuh").write_text(kernel.format(name))
+    first = kernels.digests(tmp_path)
+    assert list(first) == ["one_kernel", "two_kernel"] and first["one_kernel"] != first["two_kernel"]
+    (cuda / "prim.cuh").write_text("int other;\n")
+    (cuda / "common.cuh").write_text('#include "prim.cuh"\nint\n  x; /* b\nc */\n')
+    assert kernels.digests(tmp_path) == first
+    (cuda / "common.cuh").write_text('#include "prim.cuh"\nlong x;\n')
+    assert all(first[name] != digest for name, digest in kernels.digests(tmp_path).items())
+
+
+def test_steps_are_chosen_by_name(setting, tmp_path, monkeypatch):
+    steps = [python("fused", "print('fused ran')"), python("other", "raise SystemExit(1)")]
+    monkeypatch.setattr(
+        gpu_check, "PARTS", {"a": Part("a", "", lambda s: steps), "b": Part("b", "", lambda s: steps[1:])}
+    )
+    report = Report(tmp_path / "gpu_check.json", True, "abc")
+    end, only = time.monotonic() + 60, re.compile("^fused$|none")
+    assert [gpu_check.run_part(name, setting, report, end, only) for name in "ab"] == [True, True]
+    assert list(report.data["parts"]) == ["a"]  # of b nothing was to run
+    assert [step["summary"] for step in report.data["parts"]["a"]["steps"]] == ["fused ran"]
 
 
 def test_the_list_of_attention_cells_says_what_nobody_measured(tmp_path):

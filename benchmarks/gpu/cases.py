@@ -272,12 +272,24 @@ def linear_cases(tiny: bool) -> list[Case]:
         moved = 2 * (rows * k + n * k + rows * n)
         return Case("fused_row_linear", {"rows": rows, "n": n, "k": k, "with": what}, moved, build, 2 * rows * n * k)
 
+    def pack(n, k):
+        def build(target):
+            weight = noise(target, n, k)
+            packed = torch.empty(n, k // 2, 2, dtype=weight.dtype, device=target.device)
+            return {
+                "ours": lambda: target.ops.pack_linear_weight(packed, weight),
+                "torch copy, not packed": lambda: packed.view(n, k).copy_(weight),
+            }
+
+        return Case("pack_linear_weight", {"n": n, "k": k}, 2 * 2 * n * k, build)
+
     if tiny:
-        return [make(3, 64, 64), fused(3, 64, 64, "norm, silu"), fused(3, 64, 64, "add")]
+        return [make(3, 64, 64), fused(3, 64, 64, "norm, silu"), fused(3, 64, 64, "add"), pack(64, 64)]
     layer = ((6144, 4096, "norm"), (4096, 4096, "add"), (28672, 4096, "norm, silu"), (4096, 14336, "add"))
     fused_cases = [fused(rows, *shape) for shape in layer for rows in (1, 4, 8)]
     sizes = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096))
-    return fused_cases + [make(rows, n, k) for n, k in sizes for rows in (1, 2, 4, 8, 16, 64, 512, 2048)]
+    linears = [make(rows, n, k) for n, k in sizes for rows in (1, 2, 4, 8, 16, 64, 512, 2048)]
+    return [*fused_cases, pack(28672, 4096), *linears]
 
 
 def dense_cases(tiny: bool) -> list[Case]:

@@ -1,4 +1,5 @@
-"""The JSON and the table of gpu_check.py. Parts of earlier calls in the same file stay, each with its own commit."""
+"""The JSON and the table of gpu_check.py. Parts of earlier calls in the same file stay, each with its own commit; so do
+a part's steps, of the same commit and kernels, that a call does not run."""
 
 import datetime
 import json
@@ -9,6 +10,7 @@ import subprocess
 
 import torch
 
+from .kernels import digests
 from .target import ROOT
 
 
@@ -49,16 +51,24 @@ class Report:
                 self.data["parts"] = earlier["parts"]
 
     def begin(self, part: str) -> None:
-        today = datetime.date.today().isoformat()
-        self.data["parts"][part] = {"status": "running", "commit": self.commit, "date": today, "steps": []}
+        today, sources = datetime.date.today().isoformat(), digests()
+        earlier = self.data["parts"].get(part, {})
+        same = (earlier.get("commit"), earlier.get("kernels")) == (self.commit, sources)
+        steps = earlier["steps"] if same else []
+        entry = {"status": "running", "commit": self.commit, "date": today, "kernels": sources, "steps": steps}
+        self.data["parts"][part] = entry
         self.save()
 
     def add(self, part: str, step: dict) -> None:
-        self.data["parts"][part]["steps"].append(step)
+        """The step, in the place of the same one of an earlier call."""
+        entry = self.data["parts"][part]
+        entry["steps"] = [s for s in entry["steps"] if s["name"] != step["name"]] + [step]
         self.save()
 
-    def end(self, part: str, status: str, seconds: float) -> None:
-        self.data["parts"][part] |= {"status": status, "seconds": round(seconds, 1)}
+    def end(self, part: str, seconds: float) -> None:
+        entry = self.data["parts"][part]
+        passed = bool(entry["steps"]) and all(step["status"] == "ok" for step in entry["steps"])
+        entry |= {"status": "ok" if passed else "failed", "seconds": round(seconds, 1)}
         self.save()
 
     def save(self) -> None:

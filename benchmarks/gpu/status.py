@@ -1,43 +1,20 @@
 """Which kernel was last seen right, and timed, on which GPU: python -m benchmarks.gpu.status [--check]
 
 Writes the tables of benchmarks/results/README.md from the results under benchmarks/results/. Of gpu_check.py: a kernel
-counts as seen right where every test of its op passed on the GPU, as timed where the bench part has a figure for it.
-Of the whole attention table: which cells are measured (attention_cells.py).
+counts as seen right where every test of its op passed on the GPU, as timed where the bench part has a figure for its
+op, if there was such a kernel then; the table says whether its code is still the same. Of the whole attention table:
+which cells are measured (attention_cells.py).
 """
 
 import json
 import pathlib
-import re
 import sys
 
 from . import attention_cells
+from .kernels import ROOT, digests, kernels
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 CALLED_BY = {"schedule_delta_prefill": "delta_prefill", "pack_linear_weight": "row_linear"}  # tested with another op
-
-
-def registered_ops() -> list[str]:
-    """The ops of csrc/torch/schemas.cpp, in its order."""
-    return re.findall(r'"(\w+)\(Tensor\(a!\)', (ROOT / "csrc" / "torch" / "schemas.cpp").read_text())
-
-
-def kernels() -> dict[str, list[str]]:
-    """{op: names of its __global__ functions}; a kernel belongs to the op with the longest name within its own, or
-    within that of its file."""
-    ops = registered_ops()
-    found: dict[str, list[str]] = {op: [] for op in ops}
-    for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu*")):
-        for name in re.findall(
-            r"__global__[^;{]*?\b(\w+)\(", re.sub(r"__launch_bounds__\([^)]*\)", "", path.read_text())
-        ):
-            owner = max((op for op in ops if op in name), key=len, default=None)
-            owner = owner or max((op for op in ops if op in path.stem), key=len, default=None)
-            if owner is None:
-                raise ValueError(f"{path.name}: {name} carries the name of no op, and neither does its file")
-            if name not in found[owner]:
-                found[owner].append(name)
-    return found
 
 
 def results(folder: pathlib.Path) -> list[dict]:
@@ -46,34 +23,46 @@ def results(folder: pathlib.Path) -> list[dict]:
     return [result for result in found if not result["emulated"]]
 
 
-def seen(result: dict, part: str) -> str:
+def seen(result: dict, part: str, kernel: str, digest: str) -> str:
     entry = result["parts"][part]
-    return f"{result['machine']['gpu']}, commit `{entry['commit']}`, {entry['date']}"
+    changed = "" if entry["kernels"][kernel] == digest else ", changed since"
+    return f"{result['machine']['gpu']}, commit `{entry['commit']}`, {entry['date']}{changed}"
 
 
-def seen_right(op: str, found: list[dict]) -> str:
+def newest(found: list[dict], part: str, kernel: str) -> list[dict]:
+    """The results with this part that know this kernel, the newest first."""
+    known = [r for r in found if kernel in r["parts"].get(part, {}).get("kernels", {})]
+    return sorted(known, key=lambda r: r["parts"][part]["date"], reverse=True)
+
+
+def seen_right(op: str, kernel: str, digest: str, found: list[dict]) -> str:
     op = CALLED_BY.get(op, op)
-    for result in sorted(found, key=lambda r: r["parts"].get("ops", {}).get("date", ""), reverse=True):
-        steps = [s for s in result["parts"].get("ops", {}).get("steps", []) if s["name"] == op]
+    for result in newest(found, "ops", kernel):
+        steps = [s for s in result["parts"]["ops"]["steps"] if s["name"] == op]
         if steps and all(s["status"] == "ok" for s in steps):
-            return seen(result, "ops")
+            return seen(result, "ops", kernel, digest)
     return "not yet"
 
 
-def seen_timed(op: str, found: list[dict]) -> str:
-    for result in sorted(found, key=lambda r: r["parts"].get("bench", {}).get("date", ""), reverse=True):
-        steps = result["parts"].get("bench", {}).get("steps", [])
-        if any(row["op"] == op and "ours" in row["us"] for step in steps for row in step.get("rows", [])):
-            return seen(result, "bench")
+def seen_timed(op: str, kernel: str, digest: str, found: list[dict]) -> str:
+    for result in newest(found, "bench", kernel):
+        rows = [row for step in result["parts"]["bench"]["steps"] for row in step.get("rows", [])]
+        if any(row["op"] == op and "ours" in row["us"] for row in rows):
+            return seen(result, "bench", kernel, digest)
     return "not yet"
 
 
 def table(folder: pathlib.Path = RESULTS) -> str:
+    """A line for each op, or for its kernels with a different history."""
     lines = ["| op | CUDA kernels | right on a GPU | timed on a GPU |", "|---|---|---|---|"]
-    found = results(folder)
+    found, digest = results(folder), digests()
     for op, names in kernels().items():
-        listed = ", ".join(f"`{name}`" for name in names) or "none yet"
-        lines.append(f"| {op} | {listed} | {seen_right(op, found)} | {seen_timed(op, found)} |")
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name in names:
+            history = seen_right(op, name, digest[name], found), seen_timed(op, name, digest[name], found)
+            alike.setdefault(history, []).append(f"`{name}`")
+        for (right, timed), listed in (alike or {("not yet", "not yet"): ["none yet"]}).items():
+            lines.append(f"| {op} | {', '.join(listed)} | {right} | {timed} |")
     return "\n".join(lines)
 
 
