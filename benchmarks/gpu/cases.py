@@ -153,10 +153,15 @@ def merge_cases(tiny: bool) -> list[Case]:
 
 
 def verify_cases(tiny: bool) -> list[Case]:
-    def make(batch, rows_each, vocab, sampled):
+    def make(batch, rows_each, vocab, draw):
+        """draw: greedy, top_p, or "top_p, few likely": of logits like a model's, of which a hundred stand out."""
+        sampled = draw != "greedy"
+
         def build(target):
             total = batch * rows_each
             logits = noise(target, total, vocab)
+            if draw == "top_p, few likely":
+                logits[:, :: vocab // 100] += 12
             drafts = torch.randint(0, vocab, (total,), dtype=torch.int32, device=target.device)
             cu_rows = torch.arange(batch + 1, dtype=torch.int32, device=target.device) * rows_each
             tokens = int32(target, [[0] * rows_each] * batch)
@@ -183,12 +188,12 @@ def verify_cases(tiny: bool) -> list[Case]:
                 calls["flashinfer chain"] = flashinfer_chain(logits, drafts, batch, rows_each)
             return calls
 
-        shape = {"batch": batch, "rows": rows_each, "vocab": vocab, "draw": "top_p" if sampled else "greedy"}
+        shape = {"batch": batch, "rows": rows_each, "vocab": vocab, "draw": draw}
         return Case("verify_drafts", shape, batch * rows_each * vocab * 2, build)
 
     if tiny:
-        return [make(2, 3, 512, s) for s in (False, True)]
-    return [make(b, 8, 131072, s) for b in (1, 8, 64) for s in (False, True)]
+        return [make(2, 3, 512, draw) for draw in ("greedy", "top_p, few likely")]
+    return [make(b, 8, 131072, draw) for b in (1, 8, 64) for draw in ("greedy", "top_p", "top_p, few likely")]
 
 
 def flashinfer_chain(logits, drafts, batch, rows_each):

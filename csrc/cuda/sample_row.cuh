@@ -183,34 +183,34 @@ SKV_DEVICE uint32_t kth_order(const LogitsRow<T, kCount>& row, int k) {
   return found;
 }
 
-// The token drawn, from a row whose largest allowed logit is finite.
+// What the tokens from `floor` up weigh.
 template <class T, int kCount>
-SKV_DEVICE int sample_row(const LogitsRow<T, kCount>& row, const SampleSettings& s, float largest) {
+SKV_DEVICE unsigned long long total_weight(const LogitsRow<T, kCount>& row, const Weights& weights,
+                                           uint32_t floor) {
   SKV_SHARED(scratch, unsigned long long[kSampleWarps]);
-  const Weights weights(s, largest);
-  const float inverse = inverse_temperature(s.temperature);
-
-  // What top_k and min_p leave: everything from `floor` up.
-  uint32_t floor = s.top_k > 0 && s.top_k < row.vocab ? kth_order(row, s.top_k) : 0;
-  if (floor <= kOrderOfMinusInfinity) floor = kOrderOfMinusInfinity + 1;
-  const uint32_t least = max(floor, least_order(s, largest));
-
-  double target = 0;
-  if (s.top_p < 1.f) {
-    unsigned long long total = 0;
-    row.for_each(0, unsigned(row.vocab), [&](int, const float (&x)[kCount], uint32_t allowed) {
+  unsigned long long total = 0;
+  row.for_each(0, unsigned(row.vocab), [&](int, const float (&x)[kCount], uint32_t allowed) {
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) {
-        if ((allowed >> e & 1) && order_of(x[e]) >= floor) total += weights.of(x[e]);
-      }
-    });
-    target = double(s.top_p) * double(cta_reduce(total, scratch, TakeSum()));
-  }
+    for (int e = 0; e < kCount; ++e) {
+      if ((allowed >> e & 1) && order_of(x[e]) >= floor) total += weights.of(x[e]);
+    }
+  });
+  return cta_reduce(total, scratch, TakeSum());
+}
+
+// The token drawn, of those from the order `floor` up, which weigh `total` if top_p asks.  candidate: the
+// best of them to draw; -1: to be found.
+template <class T, int kCount>
+SKV_DEVICE int draw_above(const LogitsRow<T, kCount>& row, const SampleSettings& s, const Weights& weights,
+                          uint32_t floor, unsigned long long total, int candidate) {
+  SKV_SHARED(scratch, unsigned long long[kSampleWarps]);
+  const float inverse = weights.inverse;
+  const uint32_t least = max(floor, least_order(s, weights.largest));
+  const double target = double(s.top_p) * double(total);
 
   // Before a candidate: its predecessors' weight, and the best of them to draw.
-  uint32_t candidate_order = ~0u;  // none yet: every token comes before
-  int candidate = -1;
-  for (;;) {
+  while (candidate < 0 || s.top_p < 1.f) {
+    const uint32_t candidate_order = candidate < 0 ? ~0u : order_of(row.at(candidate));
     unsigned long long before = 0, best = 0;
     float best_score = -INFINITY;
     row.for_each(0, unsigned(row.vocab), [&](int id, const float (&x)[kCount], uint32_t allowed) {
@@ -229,12 +229,11 @@ SKV_DEVICE int sample_row(const LogitsRow<T, kCount>& row, const SampleSettings&
     });
     before = cta_reduce(before, scratch, TakeSum());
     best = cta_reduce(best, scratch, TakeMax());
-    const bool kept = candidate >= 0 && (s.top_p >= 1.f || before == 0 || double(before) < target);
-    if (kept || best == 0) return candidate;
+    const bool kept = candidate >= 0 && (before == 0 || double(before) < target);
+    if (kept || best == 0) break;
     candidate = token_of(best);
-    candidate_order = order_of(row.at(candidate));
-    if (s.top_p >= 1.f) return candidate;
   }
+  return candidate;
 }
 
 }  // namespace cuda

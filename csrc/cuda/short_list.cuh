@@ -1,9 +1,10 @@
-// Draws from the short list of a row's largest tokens, which a row cut by top_k or top_p nearly always
-// settles with one more pass over logits that have just been read.
+// Draws from the short list of a row's largest tokens, which nearly always settles a row cut by top_k or
+// top_p with one more pass over logits that have just been read.
 //
-// While a row is read, `maxima` are noted: the largest logits of up to kMaxima disjoint parts of it.  At
-// least r tokens reach the r-th largest of these, and few more than that do: they make the list, in no order.
-// It holds what top_k keeps where r is top_k; what top_p keeps is in it if its weight reaches the target.
+// While a row is read for the first time, `maxima` are noted: the largest logits of up to kMaxima disjoint
+// parts of it.  At least r tokens reach the r-th largest of these, and few more than that do: they make the
+// list, in no order.  It holds what top_k keeps where r is top_k; what top_p keeps is in it if its weight
+// reaches the target.
 #pragma once
 
 #include "sample_row.cuh"
@@ -18,9 +19,20 @@ constexpr int kListRank = 128;  // where top_k does not say
 struct ShortList {
   unsigned long long ballot[kListCapacity];  // by logit
   unsigned long long weight[kListCapacity], before[kListCapacity];
-  unsigned count;
   uint32_t threshold;  // orders of logits
   uint32_t kth;
+};
+
+// Which tokens make the list.
+struct ListRule {
+  bool has_k, exists, whole;  // whole: all tokens
+  int rank;
+
+  SKV_DEVICE ListRule(const SampleSettings& s, int vocab, int num_maxima)
+      : has_k(s.top_k > 0 && s.top_k < vocab), exists(has_k || s.top_p < 1.f), whole(vocab <= kListCapacity) {
+    rank = has_k ? s.top_k : min(kListRank, num_maxima / 2);
+    exists = exists && (whole || rank <= num_maxima / 2);  // else it would not hold what reaches that rank
+  }
 };
 
 // Threads of a warp whose shares of the row are one part: all parts of a row's CTAs are at most kMaxima.
@@ -28,6 +40,15 @@ SKV_DEVICE int lanes_per_part(int splits) {
   int lanes = 1;
   while (lanes < splits) lanes *= 2;
   return lanes;
+}
+SKV_DEVICE int maxima_of(int splits) { return int(blockDim.x) / lanes_per_part(splits) * splits; }
+
+// The largest logits of this CTA's parts; ballot: of this thread's share.
+SKV_DEVICE void note_maxima(uint32_t* maxima, unsigned long long ballot, int split, int splits) {
+  const int lanes = lanes_per_part(splits), parts = int(blockDim.x) / lanes;
+  uint32_t largest = uint32_t(ballot >> 32);
+  for (int o = lanes / 2; o; o >>= 1) largest = max(largest, __shfl_xor_sync(kFullMask, largest, o));
+  if (int(threadIdx.x) % lanes == 0) maxima[split * parts + int(threadIdx.x) / lanes] = largest;
 }
 
 // The rank-th largest of `maxima`, at most a thread each; at least the lowest finite order.  Whole CTA.
@@ -63,59 +84,34 @@ SKV_DEVICE void rank_list(ShortList& list, int count, int k) {
   }
 }
 
-// The token drawn, or -1 if the list does not settle it.  Whole CTA; the row's largest allowed logit is
-// finite.
-template <class T, int kCount>
-SKV_DEVICE int draw_from_short_list(const LogitsRow<T, kCount>& row, const SampleSettings& s, float largest,
-                                    const uint32_t* maxima, int num_maxima) {
-  SKV_SHARED(list, ShortList);
+// The token drawn, or -1 if the list does not settle it; thread t has written ballots t, t + blockDim.x, ...
+// total: the weight of all tokens, unless top_k comes first.  Whole CTA.
+SKV_DEVICE int draw_from_list(ShortList& list, int count, const ListRule& rule, const SampleSettings& s,
+                              const Weights& weights, uint32_t threshold, unsigned long long total) {
   SKV_SHARED(scratch, unsigned long long[kSampleWarps]);
-  const bool has_k = s.top_k > 0 && s.top_k < row.vocab;
-  const int rank = has_k ? s.top_k : min(kListRank, num_maxima / 2);
-  const bool whole = row.vocab <= kListCapacity;
-  if (!has_k && s.top_p >= 1.f) return -1;         // min_p alone is one pass without a list, too
-  if (!whole && rank > num_maxima / 2) return -1;  // the list would not hold what reaches that rank
-  const Weights weights(s, largest);
-  const uint32_t least = least_order(s, largest);
-  uint32_t threshold = kOrderOfMinusInfinity + 1;
-  if (!whole) threshold = nth_maximum(list, maxima, num_maxima, rank);
-
-  // The list, and unless top_k comes first, the weight of all tokens.
-  if (threadIdx.x == 0) list.count = list.kth = 0;
-  __syncthreads();
-  unsigned long long total = 0;
-  row.for_each(0, unsigned(row.vocab), [&](int id, const float (&x)[kCount], uint32_t allowed) {
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) {
-      if (!(allowed >> e & 1)) continue;
-      if (!has_k) total += weights.of(x[e]);
-      if (order_of(x[e]) < threshold) continue;
-      const unsigned at = atomicAdd(&list.count, 1u);
-      if (at < kListCapacity) list.ballot[at] = ballot_of(x[e], uint32_t(id + e));
-    }
-  });
-  __syncthreads();
-  if (list.count > kListCapacity) return -1;
-  const int count = int(list.count);
+  const uint32_t least = least_order(s, weights.largest);
+  if (threadIdx.x == 0) list.kth = 0;
   unsigned long long listed = 0;
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
     list.weight[i] = weights.of(value_of(uint32_t(list.ballot[i] >> 32)));
     listed += list.weight[i];
   }
   __syncthreads();
-  rank_list(list, count, has_k ? s.top_k : 0);
+  rank_list(list, count, rule.has_k ? s.top_k : 0);
   __syncthreads();
 
   // What of it is kept; top_p is measured against what top_k leaves.
   const uint32_t floor = max(threshold, list.kth);
-  if (has_k) {
+  if (rule.has_k) {
+    unsigned long long kept = 0;
     for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
-      if (uint32_t(list.ballot[i] >> 32) >= floor) total += list.weight[i];
+      if (uint32_t(list.ballot[i] >> 32) >= floor) kept += list.weight[i];
     }
+    total = cta_reduce(kept, scratch, TakeSum());
   }
-  const double target = double(s.top_p) * double(cta_reduce(total, scratch, TakeSum()));
+  const double target = double(s.top_p) * double(total);
   const bool settled =
-      has_k || threshold <= least || double(cta_reduce(listed, scratch, TakeSum())) >= target;
+      rule.has_k || threshold <= least || double(cta_reduce(listed, scratch, TakeSum())) >= target;
   if (!settled) return -1;
   const float inverse = inverse_temperature(s.temperature);
   unsigned long long best = 0;

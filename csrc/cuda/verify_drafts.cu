@@ -1,11 +1,12 @@
 // verify_drafts's launcher: how many CTAs share a row, and where in the workspace they meet.
 #include "verify_drafts.cuh"
 
+#include "verify_cut_rows.cuh"
+
 namespace skv {
 namespace cuda {
 namespace {
 
-constexpr int kMaxSplits = 32;
 constexpr int kShortRow = 1024;
 
 // Enough CTAs to fill the device, each with at least a pass of work for all its threads.
@@ -15,13 +16,56 @@ int choose_splits(const VerifyDraftsParams& p) {
   return int(std::max<int64_t>(1, std::min<int64_t>({wanted, useful, kMaxSplits})));
 }
 
-int64_t round_up(int64_t n) { return (n + 15) / 16 * 16; }
+struct WorkspaceSize {
+  int64_t zeros, all;  // bytes; counters that begin as zeros come first
+};
+
+// Gives a launch its places in the workspace, if there is one yet.
+WorkspaceSize lay_out(VerifyLaunch& launch) {
+  const int64_t rows = launch.p.total_rows;
+  int64_t size = 0;
+  const auto take = [&](auto*& place, int64_t count) {
+    using Entry = std::remove_reference_t<decltype(*place)>;
+    if (launch.p.workspace) place = reinterpret_cast<Entry*>(static_cast<char*>(launch.p.workspace) + size);
+    size += (count * int64_t(sizeof(Entry)) + 15) / 16 * 16;
+  };
+  take(launch.row_tickets, rows);
+  take(launch.cut_tickets, rows);
+  take(launch.listed, rows);
+  take(launch.sequence_tickets, launch.p.batch);
+  const int64_t zeros = size;
+  take(launch.partials, rows * launch.splits);
+  take(launch.maxima, rows * kMaxima);
+  take(launch.list, rows * kListCapacity);
+  take(launch.largest, rows);
+  take(launch.cut_partials, rows * launch.splits);
+  take(launch.drawn, rows);
+  take(launch.drawn_logprob, rows);
+  return {zeros, size};
+}
+
+// f(a kernel's shape): the types of logits, and how many are read at a time.
+template <class F>
+void by_logits(const VerifyDraftsParams& p, F f) {
+  by_float_type(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    constexpr int kCount = 16 / int(sizeof(T));
+    if (aligned(p.logits, sizeof(T), {p.logits_stride}, 16)) {
+      f(tag, std::integral_constant<int, kCount>());
+    } else {
+      f(tag, std::integral_constant<int, 1>());
+    }
+  });
+}
 
 }  // namespace
 
 int64_t verify_drafts_workspace(int64_t total_rows, int64_t batch) {
-  return round_up((total_rows + batch) * 4) +
-         total_rows * (kMaxSplits * int64_t(sizeof(VerifyPartial)) + kMaxima * 4 + 8);
+  VerifyLaunch launch{};
+  launch.p.total_rows = total_rows;
+  launch.p.batch = batch;
+  launch.splits = kMaxSplits;
+  return lay_out(launch).all;
 }
 
 void verify_drafts(const VerifyDraftsParams& p, void* stream) {
@@ -36,26 +80,16 @@ void verify_drafts(const VerifyDraftsParams& p, void* stream) {
   launch.p = p;
   launch.splits = p.total_rows > 0 ? choose_splits(p) : 1;
   launch.tokens_per_split = int(ceil_div(ceil_div(p.vocab, launch.splits), 32)) * 32;
-  char* at = static_cast<char*>(p.workspace);
-  launch.row_tickets = reinterpret_cast<uint32_t*>(at);
-  launch.sequence_tickets = launch.row_tickets + p.total_rows;
-  prim::zero_async(at, size_t(p.total_rows + p.batch) * 4, s);
-  at += round_up((p.total_rows + p.batch) * 4);
-  launch.partials = reinterpret_cast<VerifyPartial*>(at);
-  at += p.total_rows * launch.splits * int64_t(sizeof(VerifyPartial));
-  launch.maxima = reinterpret_cast<uint32_t*>(at);
-  at += p.total_rows * kMaxima * 4;
-  launch.drawn = reinterpret_cast<int32_t*>(at);
-  launch.drawn_logprob = reinterpret_cast<float*>(at + p.total_rows * 4);
-  const dim3 grid(unsigned(p.total_rows * launch.splits + p.batch));
-  by_float_type(p.dtype, [&](auto tag) {
+  prim::zero_async(p.workspace, size_t(lay_out(launch).zeros), s);
+  const unsigned row_ctas = unsigned(p.total_rows * launch.splits);
+  const int threads = p.vocab <= kShortRow ? kSampleThreads / 8 : kSampleThreads;
+  by_logits(p, [&](auto tag, auto count) {
     using T = typename decltype(tag)::type;
-    constexpr int kCount = 16 / int(sizeof(T));
-    const int threads = p.vocab <= kShortRow ? kSampleThreads / 8 : kSampleThreads;
-    if (aligned(p.logits, sizeof(T), {p.logits_stride}, 16)) {
-      prim::launch(verify_drafts_kernel<T, kCount>, grid, threads, 0, s, launch);
-    } else {
-      prim::launch(verify_drafts_kernel<T, 1>, grid, threads, 0, s, launch);
+    constexpr int kCount = decltype(count)::value;
+    prim::launch(verify_drafts_kernel<T, kCount>, dim3(row_ctas + unsigned(p.batch)), threads, 0, s, launch);
+    const bool may_cut = p.temperature && (p.top_k || p.top_p || p.min_p);
+    if (may_cut && row_ctas > 0) {
+      prim::launch(verify_drafts_cut_kernel<T, kCount>, dim3(row_ctas), threads, 0, s, launch);
     }
   });
 }

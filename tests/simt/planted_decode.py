@@ -40,71 +40,67 @@ KERNELS = [
     Kernel(
         "verify_drafts",
         "verify_drafts",
-        none="syncwarp wait narrow",
+        none="wait narrow",
         bugs={
             "barrier": [
                 Bug(
-                    "verify_drafts.cuh",
+                    "verify_row.cuh",
                     "  if (threadIdx.x == 0) found = -1;\n  __syncthreads();",
                     "  if (threadIdx.x == 0) found = -1;\n",
                 ),
                 Bug(
                     "verify_drafts.cuh",
-                    "if (lane == 0) warp_stats[warp] = stats;\n    __syncthreads();",
-                    "if (lane == 0) warp_stats[warp] = stats;\n",
+                    "if (lane == 0) warp_logits[warp] = stats;\n    __syncthreads();",
+                    "if (lane == 0) warp_logits[warp] = stats;\n",
                 ),
-                Bug("verify_drafts.cuh", "__syncthreads();\n  if (!is_last) return;", "if (!is_last) return;", "race"),
-                Bug(
-                    "verify_drafts.cuh",
-                    "__syncthreads();\n  if (threadIdx.x == 0) {\n    launch.drawn",
-                    "if (threadIdx.x == 0) {\n    launch.drawn",
-                    "race",
-                ),
-                Bug(
-                    "verify_drafts.cuh",
-                    "__syncthreads();\n  if (is_last && warp == 0) walk",
-                    "if (is_last && warp == 0) walk",
-                ),
+                Bug("verify_row.cuh", "  __syncthreads();\n  return is_last;", "  return is_last;", "race"),
+                Bug("verify_row.cuh", "__syncthreads();\n  if (is_last_row &&", "if (is_last_row &&"),
+            ],
+            "syncwarp": [
+                Bug("verify_row.cuh", "__syncwarp();", "", "race"),
             ],
             "fence": [
+                Bug("verify_row.cuh", "prim::atomic_add_acq_rel(ticket, 1)", "atomicAdd(ticket, 1u)", "race"),
                 Bug(
-                    "verify_drafts.cuh",
-                    "prim::atomic_add_acq_rel(launch.row_tickets + row, 1)",
-                    "atomicAdd(launch.row_tickets + row, 1u)",
-                    "race",
-                ),
-                Bug(
-                    "verify_drafts.cuh",
-                    "prim::atomic_add_acq_rel(launch.sequence_tickets + b, 1)",
-                    "atomicAdd(launch.sequence_tickets + b, 1u)",
+                    "verify_row.cuh",
+                    "prim::atomic_add_acq_rel(launch.sequence_tickets + at.b, 1)",
+                    "atomicAdd(launch.sequence_tickets + at.b, 1u)",
                     "race",
                 ),
             ],
             "init": [
-                Bug("verify_drafts.cu", "prim::zero_async(at, size_t(p.total_rows + p.batch) * 4, s);", ""),
+                Bug(
+                    "verify_drafts.cu",
+                    "prim::zero_async(p.workspace, size_t(lay_out(launch).zeros), s);",
+                    "lay_out(launch);",
+                ),
             ],
             "mask": [
-                Bug("verify_drafts.cuh", "own.begin <= row &&", "own.begin < row &&"),
-                Bug("verify_drafts.cuh", "first = row + 1; first < rows", "first = row + 2; first < rows"),
-                Bug("verify_drafts.cuh", "== uint32_t(rows - 1)", "== uint32_t(rows - 2)"),
+                Bug("verify_row.cuh", "own.begin <= row &&", "own.begin < row &&"),
+                Bug("verify_row.cuh", "r > parent_row &&", "r > parent_row + 1 &&"),
+                Bug("verify_row.cuh", "== uint32_t(at.rows - 1)", "== uint32_t(at.rows - 2)"),
+                Bug("verify_row.cuh", "lane < splits ? partials[lane]", "lane < splits - 1 ? partials[lane]"),
+                Bug("verify_row.cuh", "first + kWarpSize > last_child", "first + kWarpSize >= last_child"),
+                Bug("verify_row.cuh", "p.parents ? rows - 1 : min(row + 1, rows - 1)", "min(row + 1, rows - 1)"),
             ],
             "bounds": [
-                Bug("verify_drafts.cuh", "if (b < 0) return;", ""),
-                Bug("verify_drafts.cuh", "if (token < 0) break;", ""),
+                Bug("verify_drafts.cuh", "if (at.b < 0) return;", ""),
+                Bug("verify_row.cuh", "if (token < 0) break;", ""),
+                Bug("verify_row.cuh", "if (r >= rows) return;", "", "asan"),
             ],
             "stride": [
-                Bug("verify_drafts.cuh", "row * p.logits_stride", "row * p.vocab"),
-                Bug("verify_drafts.cuh", "row * p.bitmask_stride", "row * (p.vocab / 32)"),
-                Bug("verify_drafts.cuh", "p.rows[b * p.rows_stride + count]", "p.rows[b * p.tokens_stride + count]"),
+                Bug("verify_row.cuh", "row * p.logits_stride", "row * p.vocab"),
+                Bug("verify_row.cuh", "row * p.bitmask_stride", "row * (p.vocab / 32)"),
+                Bug("verify_row.cuh", "p.rows[b * p.rows_stride + count]", "p.rows[b * p.tokens_stride + count]"),
             ],
             "tail": [
                 Bug(
-                    "verify_drafts.cuh",
-                    "min(begin + unsigned(launch.tokens_per_split), unsigned(p.vocab))",
-                    "min(begin + unsigned(launch.tokens_per_split), unsigned(p.vocab) - 1)",
+                    "verify_row.cuh",
+                    "min(begin + unsigned(launch.tokens_per_split), unsigned(launch.p.vocab))",
+                    "min(begin + unsigned(launch.tokens_per_split), unsigned(launch.p.vocab) - 1)",
                 ),
                 Bug(
-                    "verify_drafts.cuh",
+                    "verify_row.cuh",
                     "for (int64_t i = count + lane; i < p.max_rows",
                     "for (int64_t i = count + lane; i + 1 < p.max_rows",
                 ),
@@ -120,7 +116,32 @@ KERNELS = [
                 ),
             ],
             "order": [
-                Bug("verify_drafts.cuh", "partials[split] = {best, stats.largest, stats.sum};\n", ""),
+                Bug("verify_row.cuh", "partials[split] = mine;\n", ""),
+            ],
+        },
+    ),
+    Kernel(
+        "verify_cut_rows",
+        "verify_drafts",
+        none="syncwarp wait narrow order",
+        shared="barrier align tail fence stride",
+        bugs={
+            "init": [
+                Bug("verify_drafts.cu", "take(launch.listed, rows);\n", "", "asan"),
+                Bug("verify_cut_rows.cuh", "unsigned long long total = 0;", "unsigned long long total = 1ull << 39;"),
+            ],
+            "mask": [
+                Bug("verify_cut_rows.cuh", "order_of(x[e]) < order", "order_of(x[e]) > order"),
+                Bug("verify_cut_rows.cuh", "reaching(x, allowed, least)", "allowed"),
+                Bug("verify_cut_rows.cuh", "order_of(x[e]) < threshold", "order_of(x[e]) <= threshold"),
+                Bug("verify_cut_rows.cuh", "|| launch.largest[at.row] == 0", ""),
+                Bug("verify_cut_rows.cuh", "kFiniteOrder, whole.total,", "kFiniteOrder, mine.total,"),
+                Bug("verify_drafts.cuh", "if (more) return;", ""),
+                Bug("verify_drafts.cu", "p.top_k || p.top_p || p.min_p", "false"),
+            ],
+            "bounds": [
+                Bug("verify_cut_rows.cuh", "if (place < kListCapacity) list", "list"),
+                Bug("verify_cut_rows.cuh", "count <= kListCapacity", "true", "asan"),
             ],
         },
     ),
@@ -181,13 +202,11 @@ KERNELS = [
                     "race",
                 ),
                 Bug("short_list.cuh", "list.threshold = mine;\n  __syncthreads();", "list.threshold = mine;\n", "race"),
-                Bug("short_list.cuh", "list.kth = 0;\n  __syncthreads();", "list.kth = 0;\n", "race"),
-                Bug("short_list.cuh", "  });\n  __syncthreads();\n  if (list.count", "  });\n  if (list.count", "race"),
                 Bug("short_list.cuh", "__syncthreads();\n  rank_list", "rank_list", "race"),
                 Bug("short_list.cuh", "? s.top_k : 0);\n  __syncthreads();", "? s.top_k : 0);\n", "race"),
             ],
             "init": [
-                Bug("short_list.cuh", "list.count = list.kth = 0;", "list.count = 0;", "race"),
+                Bug("short_list.cuh", "unsigned long long listed = 0;", "unsigned long long listed = 1ull << 50;"),
             ],
             "mask": [
                 Bug("short_list.cuh", "ahead == rank - 1", "ahead == rank / 2 - 1"),
@@ -197,7 +216,7 @@ KERNELS = [
                 Bug("short_list.cuh", "if (!settled) return -1;", ""),
             ],
             "bounds": [
-                Bug("short_list.cuh", "if (list.count > kListCapacity) return -1;", ""),
+                Bug("short_list.cuh", "i < count; i += int(blockDim.x)", "i <= count; i += int(blockDim.x)", "race"),
             ],
         },
     ),

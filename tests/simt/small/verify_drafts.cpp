@@ -18,17 +18,19 @@ constexpr int kBatch = 3, kRows = 6, kMaxRows = 4;
 const int kCuRows[kBatch + 1] = {1, 4, 4, 6};
 const int kParents[kRows] = {-1, -1, 0, 0, -1, 0};  // the first sequence branches
 
-const float kTemperature[kBatch] = {50.f, 1.f, 2.f}, kTopP[kBatch] = {1.f, 1.f, 0.6f};
+const float kTemperature[kBatch] = {50.f, 1.f, 2.f};
 
 struct Options {
   int vocab, shift;
   bool tree, masked, sampled, cut;
-  int seed = 1000, top_k = 3;  // of the first sequence
-  uint32_t levels = 4000;      // different logits
+  int seed = 1000, top_k = 3;         // of the first sequence
+  uint32_t levels = 4000;             // different logits
+  float top_p = 0.6f, min_p = 0.05f;  // of the last sequence
 };
 
 // Beside a top_k of 3 it leaves one or two tokens of the first sequence.
-float min_p_of(const Options& o, int b) { return b == 2 ? 0.05f : b == 0 && o.top_k == 3 ? 0.999f : 0.f; }
+float min_p_of(const Options& o, int b) { return b == 2 ? o.min_p : b == 0 && o.top_k == 3 ? 0.999f : 0.f; }
+float top_p_of(const Options& o, int b) { return b == 2 ? o.top_p : 1.f; }
 
 struct Draw {
   int token;
@@ -51,7 +53,7 @@ Draw draw_row(const std::vector<float>& x, const std::vector<bool>& allowed, con
   if (o.sampled) {
     const float temperature = kTemperature[b];
     const size_t top_k = o.cut && b == 0 ? size_t(o.top_k) : ids.size();
-    const double top_p = o.cut ? kTopP[b] : 1, min_p = o.cut ? min_p_of(o, b) : 0;
+    const double top_p = o.cut ? top_p_of(o, b) : 1, min_p = o.cut ? min_p_of(o, b) : 0;
     const double top = x[ids[0]];
     const auto weight = [&](int i) { return std::exp((x[i] - top) / temperature); };
     double total = 0, before = 0;
@@ -86,11 +88,11 @@ void verify(DType dtype, const Options& o) {
     logits[i] = T(float(int(small::hash(uint32_t(i)) % o.levels)) * 13.f / float(o.levels));
   logits[o.shift + 2 * stride + 7] = T(NAN);
   for (size_t i = 0; i < bitmask.size(); ++i) bitmask[i] = int32_t(small::hash(uint32_t(i) + 5));
-  for (int i = 0; i <= words; ++i) bitmask[4 * (words + 1) + i] = 0;  // row 4 may draw nothing
+  for (int row : {2, 4}) std::fill_n(bitmask.data() + row * (words + 1), words + 1, 0);  // may draw nothing
   for (int b = 0; b < kBatch; ++b) {
     temperature[b] = kTemperature[b];
     top_k[b] = b == 0 ? o.top_k : 0;
-    top_p[b] = kTopP[b];
+    top_p[b] = top_p_of(o, b);
     min_p[b] = min_p_of(o, b);
     seeds[b] = o.seed + b;
     positions[b] = 50 + b;
@@ -144,7 +146,9 @@ void verify(DType dtype, const Options& o) {
   p.workspace = workspace.data();
   cuda::verify_drafts(p, nullptr);
 
-  const std::vector<std::vector<int>> walks = {o.tree ? std::vector<int>{0, 2} : std::vector<int>{0, 1, 2},
+  std::vector<int> first = o.tree ? std::vector<int>{0, 2} : std::vector<int>{0, 1, 2};
+  if (o.masked && !o.tree) first = {0};
+  const std::vector<std::vector<int>> walks = {first,
                                                {},
                                                o.masked ? std::vector<int>{}
                                                : o.tree ? std::vector<int>{0, 1}
@@ -177,8 +181,66 @@ void cut_long() {
     verify<float>(DType::kFloat32, {700, 0, true, false, true, true, seed, 40});
 }
 
+// More rows than a warp walks at once; each row's largest logit says which token it draws.
+void long_walk(bool tree) {
+  constexpr int kLong = 70, kVocab = 64;
+  const auto drawn = [](int r) { return r * 7 % kVocab; };
+  Buffer<float> logits(kLong * kVocab, 0.f);
+  Buffer<int32_t> draft_tokens(kLong + 2), parents(kLong + 2), cu_rows(4), tokens(kLong + 2), rows(kLong + 2),
+      num_tokens(4);
+  std::vector<int> walked;
+  for (int r = 0; r < kLong; ++r) {
+    logits[r * kVocab + drawn(r)] = 1.f;
+    // In the tree rows 7 to 65 are what row 5 does not draw; 66 goes on, and 67 to 69 after it.
+    const bool is_wrong = tree && r > 5 && r < 66;
+    parents[r] = tree && r > 5 && r <= 66 ? 5 : r - 1;
+    draft_tokens[r] = r == 0 ? -3 : drawn(parents[r]) + is_wrong;
+    if (!is_wrong) walked.push_back(r);
+  }
+  cu_rows[0] = 0, cu_rows[1] = kLong;
+  VerifyDraftsParams p{};
+  p.tokens = tokens.data();
+  p.num_tokens = num_tokens.data();
+  p.rows = rows.data();
+  p.tokens_stride = p.rows_stride = p.max_rows = kLong;
+  p.logits = logits.data();
+  p.logits_stride = p.vocab = kVocab;
+  p.dtype = DType::kFloat32;
+  p.total_rows = kLong;
+  p.batch = 1;
+  p.draft_tokens = draft_tokens.data();
+  p.cu_rows = cu_rows.data();
+  p.parents = tree ? parents.data() : nullptr;
+  p.workspace_size = cuda::verify_drafts_workspace(kLong, 1);
+  Buffer<uint64_t> workspace(size_t(p.workspace_size + 7) / 8);
+  p.workspace = workspace.data();
+  cuda::verify_drafts(p, nullptr);
+  small::expect(num_tokens[0] == int(walked.size()), "long walk: num_tokens");
+  for (int i = 0; i < kLong; ++i) {
+    const int row = i < int(walked.size()) ? walked[i] : -1;
+    small::expect(rows[i] == row, "long walk: row");
+    small::expect(tokens[i] == (row < 0 ? -1 : drawn(row)), "long walk: token");
+  }
+}
+void cut_wide() {
+  for (int seed = 0; seed < 7; ++seed)
+    verify<__half>(DType::kFloat16, {4203, 0, true, seed < 4, true, true, seed});
+}
+void cut_by_min_p() {
+  for (int seed = 0; seed < 12; ++seed)
+    verify<float>(DType::kFloat32, {700, 0, true, false, true, true, seed, 40, 4000, 1.f, 0.7f});
+}
+void cut_by_both() {
+  for (int seed = 0; seed < 12; ++seed)
+    verify<float>(DType::kFloat32, {700, 0, true, false, true, true, seed, 40, 4000, 0.95f, 0.3f});
+}
+void long_chain() { long_walk(false); }
+void long_tree() { long_walk(true); }
+
 }  // namespace
 
 int main() {
-  return small::run({greedy, greedy_tree_masked, sampled, cut_tree, cut_masked, cut_ties, cut_long}, 3);
+  return small::run({greedy, greedy_tree_masked, sampled, cut_tree, cut_masked, cut_ties, cut_long, cut_wide,
+                     cut_by_min_p, cut_by_both, long_chain, long_tree},
+                    3);
 }
