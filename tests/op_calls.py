@@ -119,7 +119,7 @@ def plan_step():
 def commit_step():
     return dict(
         history=torch.randint(0, VOCAB, (BATCH, 40), dtype=torch.int32), lengths=int32(20, 31, 2),
-        computed=int32(19, 28, 2), finished=int32(0, 0, 0), results=torch.zeros(2, BATCH, 4 + 5, dtype=torch.int32),
+        computed=int32(19, 20, 2), finished=int32(0, 0, 0), results=torch.zeros(2, BATCH, 4 + 5, dtype=torch.int32),
         step=int64(3), tokens=torch.randint(0, VOCAB, (BATCH, 5), dtype=torch.int32), num_tokens=int32(3, 0, 2),
         cu_seqlens_q=int32(0, 4, 6, 8), cu_rows=int32(0, 4, 4, 6), max_lengths=int32(40, 40, 3),
         stop_tokens=int32(7, -1, 8, 9, -1, -1).view(BATCH, 2),

@@ -285,6 +285,25 @@ def test_overlapping_outputs_and_inputs(backend):
     kwargs = valid(backend, "merge_states")
     storage = rows(7, 4).to(backend.device)
     assert_refused(backend, "merge_states", kwargs | {"out": storage[1:], "out_a": storage[:6]}, ValueError, "out")
+    for out in ("out", "lse"):  # that overlaps itself as well as an input
+        shape = kwargs[out].shape
+        memory = torch.zeros(2 * math.prod(shape), device=backend.device).to(kwargs[out].dtype)
+        strides = (0, *kwargs[out].stride()[1:])
+        views = {out: memory.as_strided(shape, strides), out + "_a": memory.as_strided(shape, strides, 1)}
+        assert_refused(backend, "merge_states", kwargs | views, ValueError, f"{out} has elements that share memory")
+
+
+@pytest.mark.parametrize("value", [1e39, 1e-50, float("nan")])
+def test_scalars_that_float32_cannot_hold(backend, value):
+    kwargs = valid(backend, "delta_prefill")
+    assert_refused(backend, "delta_prefill", kwargs | {"softcap": value}, ValueError, "softcap")
+    if value != 1e-50:
+        assert_refused(backend, "delta_prefill", kwargs | {"softmax_scale": value}, ValueError, "softmax_scale")
+
+
+def test_an_empty_tensor_may_have_any_strides(backend):
+    empty = torch.zeros(1, device=backend.device).expand(0, 40)
+    assert skv.ops.rms_norm(empty, torch.ones(40, device=backend.device), 1e-6).shape == (0, 40)
 
 
 def test_tree_mask_narrower_than_max_seqlen_q(backend):
@@ -381,6 +400,8 @@ INDICES = [
     ("commit_step", {"computed": int32(21, 28, 2)}, "computed[0]"),
     ("commit_step", {"max_lengths": int32(40, 41, 3)}, "max_lengths[1]"),
     ("commit_step", {"cu_seqlens_q": int32(0, 4, 3, 8)}, "cu_seqlens_q[2]"),
+    ("commit_step", {"cu_seqlens_q": int32(0, 4, 16, 18)}, "cu_seqlens_q[2]"),  # 12 of 11 tokens to feed
+    ("commit_step", {"cu_seqlens_q": int32(0, 5, 7, 9)}, "cu_seqlens_q[1]"),  # a row too many for its logits
     ("commit_step", {"cu_rows": int32(0, 4, 3, 6)}, "cu_rows[2]"),
     ("commit_step", {"cu_rows": int32(0, 5, 5, 6)}, "cu_rows[1]"),
     ("commit_step", {"num_tokens": int32(5, 0, 2)}, "num_tokens[0]"),

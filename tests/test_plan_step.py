@@ -100,8 +100,7 @@ def test_random_batches(backend, seed):
             draft_limit=r.choice([0, 2, 99]), max_length=len(history) + r.choice([1, 2, 20]),
         )  # fmt: skip
         s["blocks"] = [r.randrange(100) for _ in range(-(-(len(history) + 8) // block_size))][:37]
-        s["num_slots"] = min(len(history) + r.choice([-1, 0, 1, 3, 8]), len(s["blocks"]) * block_size)
-        s["num_slots"] = max(s["num_slots"], s["computed"])
+        s["num_slots"] = max(0, min(len(history) + r.choice([-9, -1, 0, 1, 3, 8]), len(s["blocks"]) * block_size))
         if len(s["blocks"]) * block_size >= len(history):
             sequences.append(s)
     most = sum(8 for _ in sequences)

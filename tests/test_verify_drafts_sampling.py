@@ -57,6 +57,8 @@ def test_top_p_takes_the_crossing_token_and_lower_ids_first(backend):
     for top_p, want in ((0.0, {1}), (0.2, {1}), (0.39, {1}), (0.41, {1, 3}), (0.69, {1, 3}), (0.75, {0, 1, 3}),
                         (0.85, {0, 1, 2, 3}), (0.95, {0, 1, 2, 3, 4}), (1.0, {0, 1, 2, 3, 4})):  # fmt: skip
         assert support(backend, row, top_p=top_p) == want, f"top_p {top_p}"
+    for top_p in (-1.5, -100.0, -math.inf):  # as 0: one is always kept
+        assert support(backend, row, top_p=top_p) == {1} and support(backend, [0.0] * 10, top_p=top_p) == {0}
     assert support(backend, [0.0] * 10, top_p=0.25) == {0, 1, 2}, "equal probabilities: the lowest ids"
 
 

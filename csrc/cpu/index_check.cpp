@@ -118,7 +118,8 @@ void check_indices(const PlanStepParams& p) {
     }
     const StepWish wish = step_wish(p, b, p.lengths[b], p.computed[b]);
     const int32_t* table = p.block_table + b * p.block_table_stride;
-    for (int64_t i = p.computed[b] / p.block_size; i * p.block_size < wish.start + wish.rows; ++i) {
+    const int64_t end = wish.rows > 0 ? wish.start + wish.rows : 0;
+    for (int64_t i = p.computed[b] / p.block_size; i * p.block_size < end; ++i) {
       if (table[i] < 0) {
         throw_index_error("block_table", b * p.max_blocks + i, table[i], "a block, which is at least", 0);
       }
@@ -137,11 +138,17 @@ void check_indices(const CommitStepParams& p) {
       throw_index_error("cu_rows", b + 1, p.cu_rows[b + 1], "at most",
                         p.cu_rows[b] + step_least(rows, p.max_rows));
     }
+    if (rows > 0 && p.lengths[b] == 0)
+      throw_index_error("lengths", b, 0, "of a sequence with rows at least", 1);
+    // Rows are what is pending, with drafts behind it where there are logits.
+    const int64_t start = step_least(p.computed[b], p.lengths[b] - 1);
+    const int64_t most = rows == 0 ? 0 : p.lengths[b] - start + (logits > 0 ? logits - 1 : 0);
+    if (rows > most) {
+      throw_index_error("cu_seqlens_q", b + 1, p.cu_seqlens_q[b + 1], "at most", p.cu_seqlens_q[b] + most);
+    }
     if (logits > 0 && (p.num_tokens[b] < 0 || p.num_tokens[b] > logits)) {
       throw_index_error("num_tokens", b, p.num_tokens[b], "0 to", logits);
     }
-    if (rows > 0 && p.lengths[b] == 0)
-      throw_index_error("lengths", b, 0, "of a sequence with rows at least", 1);
   }
 }
 

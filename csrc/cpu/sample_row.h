@@ -142,7 +142,8 @@ class RowSampler {
   // Tokens of less than (1 - top_p) / vocab together weigh less than 1 - top_p, so none of them is needed to
   // reach top_p. A factor of two for rounding.
   float least_nucleus_logit(double total) const {
-    const double weight = total * (1.0 - static_cast<double>(s_.top_p)) / static_cast<double>(row_.vocab) / 2;
+    const double top_p = s_.top_p > 0.0f ? static_cast<double>(s_.top_p) : 0.0;
+    const double weight = total * (1.0 - top_p) / static_cast<double>(row_.vocab) / 2;
     if (!(weight > 0)) return -kInfinity;
     return static_cast<float>(static_cast<double>(largest_) +
                               static_cast<double>(s_.temperature) * __builtin_log(weight));

@@ -96,7 +96,7 @@ void Check::shape(const Tensor& t, const char* arg, std::initializer_list<int64_
 }
 
 void Check::last_dim_contiguous(const Tensor& t, const char* arg) const {
-  if (t.dim() == 0 || t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1) return;
+  if (t.numel() == 0 || t.dim() == 0 || t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1) return;
   value_error(std::string(arg) + " has stride " + std::to_string(t.stride(t.dim() - 1)) +
               " in its last dimension, expected 1");
 }

@@ -114,8 +114,10 @@ void delta_prefill(Tensor out, OptTensor lse, Tensor query, Tensor k_cache, Tens
   check.range(max_seqlen_q, "max_seqlen_q", 0, kMaxInt32);
   check.range(window_left, "window_left", -1, kMaxInt32);
   check.range(num_splits, "num_splits", -1, kMaxInt32);
-  check.that(std::isfinite(softmax_scale), "softmax_scale is not finite, expected a finite number");
-  check.that(softcap >= 0 && std::isfinite(softcap),
+  const float scale = static_cast<float>(softmax_scale),
+              cap = static_cast<float>(softcap);  // as kernels have them
+  check.that(std::isfinite(scale), "softmax_scale is not finite, expected a finite number");
+  check.that(std::isfinite(cap) && (softcap == 0 || cap > 0),
              "softcap is " + std::to_string(softcap) + ", expected 0 (off) or a positive number");
   for (auto [t, arg] : {std::pair{&out, "out"},
                         {&k_cache, "k_cache"},

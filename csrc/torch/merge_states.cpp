@@ -11,6 +11,8 @@ void merge_states(Tensor out, Tensor lse, Tensor out_a, Tensor lse_a, Tensor out
   const char* names = "[total_q, num_heads, head_dim]";
   check.shape(out, "out", {-1, -1, -1}, names);
   const int64_t total_q = out.size(0), num_heads = out.size(1), head_dim = out.size(2);
+  check.no_self_overlap(out, "out");  // what same_or_apart relies on
+  check.no_self_overlap(lse, "lse");
   for (auto [t, arg] : {std::pair{&out, "out"}, {&out_a, "out_a"}, {&out_b, "out_b"}}) {
     check.same_dtype(*t, arg, out, "out");
     check.shape(*t, arg, {total_q, num_heads, head_dim}, names);
@@ -25,8 +27,6 @@ void merge_states(Tensor out, Tensor lse, Tensor out_a, Tensor lse_a, Tensor out
     check.same_device(*t, arg, out, "out");
     if (t != &lse) check.same_or_apart(lse, "lse", *t, arg);
   }
-  check.no_self_overlap(out, "out");
-  check.no_self_overlap(lse, "lse");
   if (total_q == 0 || num_heads == 0 || head_dim == 0) return;
 
   MergeStatesParams params{};
