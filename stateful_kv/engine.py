@@ -18,9 +18,9 @@ from . import models
 from .device_step import DeviceLoop
 from .generate import KVCache, Loop, score
 from .responses import ResponseCache
-from .runtime import Runtime
+from .runtime import Runtime, StaleHandle
 from .sampling import PromptLookup, SamplingParams
-from .session import Event, Request, Running, Session, Tokens, Turn, TurnStats
+from .session import Before, Event, Request, Running, Session, Tokens, Turn, TurnStats
 
 
 class Engine:
@@ -128,9 +128,10 @@ class Engine:
             )  # fmt: skip
         self._responses = ResponseCache(response_cache)
         self._running: dict[int, Running] = {}
-        self._events: list[Event] = []
-        self._is_stepping = False
-        self._to_finish: list[tuple[Running, int]] = []  # streams dropped while a step was under way
+        self._submitted: dict[int, tuple[Running, int]] = {}  # and how many tokens step() has told of each
+        self._is_inside = False  # a step is under way, or what was left of one is being settled
+        self._is_behind = False  # the runtime may know more than the events taken over
+        self._to_finish: list[tuple[Running, int]] = []  # closed streams and how many tokens each had yielded
         self._last_request_id = 0
 
     @classmethod
@@ -166,13 +167,12 @@ class Engine:
 
         All or nothing: when one fails, every session is as it was before the call.
         """
-        before: list[tuple[Session, int]] = []
-        running: list[Running] = []
+        requests = list(requests)
+        before = [self._idle(request.session) for request in requests]
+        if len({id(session) for session, *_ in before}) < len(before):
+            raise ValueError("generate: a session is busy with another request of the batch")
         try:
-            for request in requests:
-                if request.session._engine is self and not self._runtime.is_running(request.session._handle):
-                    before.append((request.session, len(request.session)))
-                running.append(self._submit(request))
+            running = [self._submit(request) for request in requests]
             while any(r.turn is None for r in running):
                 self._advance()
         except BaseException:
@@ -190,19 +190,22 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Enqueues a turn; step() serves it. Returns its id. Raises ValueError for bad tokens, OutOfBlocks for a turn
         that the whole pool could not hold."""
-        running = self._submit(request)
-        running.is_server_request = True
-        if running.turn is not None:
-            self._events.append(Event(running.request_id, running.tokens, running.turn))
-        return running.request_id
+        return self._submit(request, is_for_step=True).request_id
 
     def step(self) -> list[Event]:
-        """One step of everything that runs; returns what happened to submitted requests since the last call. With
-        nothing to do it returns an empty list. Under memory pressure requests wait or are preempted and go on later;
-        one that could never fit was refused with OutOfBlocks by submit()."""
+        """One step of everything that runs; returns what happened to submitted requests since the last call, one event
+        for each that got tokens. With nothing to do it returns an empty list. Under memory pressure requests wait or
+        are preempted and go on later; one that could never fit was refused with OutOfBlocks by submit()."""
+        self._settle()
         if self._running:
             self._advance()
-        events, self._events = self._events, []
+        events, submitted = [], {}
+        for request_id, (running, num_told) in self._submitted.items():
+            if len(running.tokens) > num_told:
+                events.append(Event(request_id, running.tokens[num_told:], running.turn))
+            if running.turn is None:
+                submitted[request_id] = running, len(running.tokens)
+        self._submitted = submitted  # the last thing: until here an interrupt loses no event
         return events
 
     def abort(self, request_id: int) -> None:
@@ -210,15 +213,16 @@ class Engine:
         finished nothing is left to forget: its turn stands."""
         if not 0 < request_id <= self._last_request_id:
             raise ValueError(f"abort: request_id is {request_id}, expected an id that submit() returned")
+        self._settle()
         running = self._running.get(request_id)
         if running is not None:
-            self._restore([(running.session, running.start_length)])
-            self._events = [event for event in self._events if event.request_id != request_id]
+            self._restore([running.before])
 
     def stats(self) -> dict[str, int]:
         """Counters and the state of the pool: rows_fed (rows that entered the model), steps, blocks_copied, tree_steps
         (steps in which some drafts were a tree), grouped_steps (in which shared prefixes were read once), and all of
         runtime.Runtime.stats()."""
+        self._settle()
         loops = [self._loop, *filter(None, [self._loop.device_loop])]
         own = {name: sum(getattr(loop, name) for loop in loops) for name in ("rows_fed", "steps", "blocks_copied")}
         own["tree_steps"], own["grouped_steps"] = self._loop.tree_steps, self._loop.grouped_steps
@@ -246,26 +250,58 @@ class Engine:
             )
         return np.ascontiguousarray(array, np.int32)
 
-    def _submit(self, request: Request) -> Running:
-        session, params = request.session, request.params
+    def _idle(self, session: Session) -> Before:
+        """The session as it is. Raises ValueError while a turn of it is in progress."""
         if session._engine is not self:
             raise ValueError("generate: the session belongs to another engine")
-        tokens = self._checked(request.tokens)
-        start = len(session)
+        self._settle()
+        request_id = self._runtime.request_of(session._handle)
+        if request_id in self._running:
+            raise ValueError(f"generate: the session is busy with request {request_id}")
+        if request_id:  # an interrupt left it behind
+            self._runtime.abort(request_id)
+        return session, len(session), session._last_turn
+
+    def _submit(self, request: Request, is_for_step: bool = False) -> Running:
+        before = session, start, _ = self._idle(request.session)
+        tokens, params = self._checked(request.tokens), request.params
         room = self.max_length - start - len(tokens)
         if room < 1:
             raise ValueError(
                 f"generate: {start} tokens so far + {len(tokens)} new leave no room for an answer within the "
                 f"model's {self.max_length} positions"
             )
-        key = self._response_key(session, tokens, params, min(params.max_tokens, room))
-        if (known := self._responses.find(key)) is not None:
-            return self._answer(session, tokens, *known)
+        most = min(params.max_tokens, room)
+        try:
+            key = self._response_key(session, tokens, params, most)
+            if (known := self._responses.find(key)) is not None:
+                running = self._answer(before, tokens, *known)
+            else:
+                running = self._enqueue(before, tokens, params, most, operator.index(request.priority))
+                running.response_key = key
+            if is_for_step:
+                self._submitted[running.request_id] = running, 0
+            return running
+        except BaseException:
+            self._restore([before])
+            raise
+
+    def _response_key(self, session: Session, delta: np.ndarray, params: SamplingParams, most: int) -> bytes | None:
+        if self._responses.capacity == 0:
+            return None
+        before = self._runtime.tokens(session._handle)
+        return (
+            self._responses.key(session._namespace, before, delta, params, most) if len(before) + len(delta) else None
+        )
+
+    def _enqueue(
+        self, before: Before, delta: np.ndarray, params: SamplingParams, max_tokens: int, priority: int
+    ) -> Running:
         # By position: eight keywords would take longer than all of the runtime's own work.
         request_id = self._runtime.submit(
-            session._handle,
-            tokens,
-            min(params.max_tokens, room),
+            before[0]._handle,
+            delta,
+            max_tokens,
             params.temperature,
             params.top_k,
             params.top_p,
@@ -273,58 +309,52 @@ class Engine:
             params.drawn_seed(),
             np.asarray(params.stop_token_ids, np.int32),
             -1,  # num_drafts: the runtime's
-            operator.index(request.priority),
+            priority,
         )
         self._last_request_id = max(self._last_request_id, request_id)
-        running = Running(request_id, session, start, len(tokens))
-        running.response_key = key
-        self._running[request_id] = running
+        running = self._running[request_id] = Running(request_id, before, len(delta), params.stop_token_ids)
         return running
 
-    def _response_key(self, session: Session, delta: np.ndarray, params: SamplingParams, most: int) -> bytes | None:
-        if self._responses.capacity == 0 or self._runtime.is_running(session._handle):
-            return None
-        before = self._runtime.tokens(session._handle)
-        return (
-            self._responses.key(session._namespace, before, delta, params, most) if len(before) + len(delta) else None
-        )
-
-    def _answer(self, session: Session, delta: np.ndarray, answer: np.ndarray, finish_reason: str) -> Running:
+    def _answer(self, before: Before, delta: np.ndarray, answer: np.ndarray, finish_reason: str) -> Running:
         """A turn that is over as it begins."""
-        start = len(session)
+        session, start, _ = before
         request_id = self._runtime.append(session._handle, np.concatenate([delta, answer]))
         self._last_request_id = max(self._last_request_id, request_id)
-        running = Running(request_id, session, start, len(delta))
+        running = Running(request_id, before, len(delta))
         running.tokens = answer.tolist()
         stats = TurnStats(start + len(delta), 0, len(delta), 0, 0, 0, 0, 0.0, 0.0, from_response_cache=True)
         running.turn = Turn(list(running.tokens), finish_reason, stats)
+        session._last_turn = request_id
         return running
 
     def _advance(self) -> None:
         """One step; its events go to the requests they belong to."""
-        while self._to_finish:
-            self._finish_early(*self._to_finish.pop())
-        self._is_stepping = True
+        num_running = len(self._running)
+        self._is_inside = self._is_behind = True
         try:
             events = self._loop.step()
+            if events is not None:
+                now = time.perf_counter()
+                for request_id, tokens, finish_reason in events:
+                    if (running := self._running.get(request_id)) is not None:
+                        self._take_over(running, tokens, finish_reason, now)
+                    elif finish_reason is None:  # an interrupt left it behind
+                        self._runtime.abort(request_id)
+                self._is_behind = False
         finally:
-            self._is_stepping = False
-        if events is None:
+            self._is_inside = False
+        self._settle()
+        if events is None and len(self._running) == num_running:
             raise RuntimeError("no request can run, although some are waiting")
-        now = time.perf_counter()
-        for request_id, tokens, finish_reason in events:
-            running = self._running[request_id]
-            if not running.tokens:
-                running.first_token_at = now
-            running.tokens += tokens
-            if finish_reason is not None:
-                self._complete(running, finish_reason, now)
-            if running.is_server_request:
-                self._events.append(Event(request_id, tokens, running.turn))
+
+    def _take_over(self, running: Running, tokens: list[int], finish_reason: str | None, now: float) -> None:
+        if not running.tokens:
+            running.first_token_at = now
+        running.tokens += tokens
+        if finish_reason is not None:
+            self._complete(running, finish_reason, now)
 
     def _complete(self, running: Running, finish_reason: str, now: float) -> None:
-        stats = self._runtime.stats_of(running.request_id)
-        del self._running[running.request_id]
         names = (
             "prompt_tokens",
             "reused_tokens",
@@ -340,43 +370,91 @@ class Engine:
             "drafted_branches",
             "accepted_branches",
         )
+        try:
+            stats = self._runtime.stats_of(running.request_id)
+        except StaleHandle:  # they are told once, and an interrupt came as they were
+            stats = dict.fromkeys(names, 0)
+            stats["prompt_tokens"], stats["delta_tokens"] = running.prompt_length, running.delta_length
         stats["reused_tokens"] = min(stats["reused_tokens"], stats["prompt_tokens"] - 1)  # one row is fed at least
         turn_stats = TurnStats(
             **{name: stats[name] for name in names},
             prefill_s=running.first_token_at - running.submitted_at,
             decode_s=now - running.first_token_at,
         )
-        running.turn = Turn(running.tokens, finish_reason, turn_stats)
         self._responses.keep(running.response_key, running.tokens, finish_reason)
+        running.session._last_turn = running.request_id
+        running.turn = Turn(running.tokens, finish_reason, turn_stats)
+        self._running.pop(running.request_id, None)
 
-    def _restore(self, before: list[tuple[Session, int]]) -> None:
-        """Sessions as they were: whatever an interrupt left half done, by what the runtime says of each of them."""
+    def _settle(self) -> None:
+        """Finishes what an interrupt or a stream dropped in the middle of a step left to do. Before anything else that
+        asks or changes the runtime; costs nothing where nothing is left."""
+        if self._is_inside or not (self._is_behind or self._to_finish):
+            return
+        self._is_inside = True
+        try:
+            if self._is_behind:
+                self._catch_up()
+                self._is_behind = False
+            while self._to_finish:
+                self._end_early(*self._to_finish.pop(0))
+        finally:
+            self._is_inside = False
+
+    def _catch_up(self) -> None:
+        """Events of a step that an interrupt swallowed, from what the runtime knows of each request."""
         self._runtime.cancel_step()
-        for session, length in before:
+        now = time.perf_counter()
+        for running in list(self._running.values()):
+            handle, num_known = running.session._handle, running.prompt_length + len(running.tokens)
+            if self._runtime.request_of(handle) == running.request_id:
+                tokens, finish_reason = self._runtime.known_tokens(running.request_id, num_known).tolist(), None
+            else:
+                tokens = self._runtime.tokens(handle)[num_known:].tolist()
+                answer = running.tokens + tokens
+                finish_reason = "stop" if answer and answer[-1] in running.stop_token_ids else "length"
+                if not answer:  # forgotten, not finished
+                    self._running.pop(running.request_id)
+                    self._submitted.pop(running.request_id, None)
+                    continue
+            self._take_over(running, tokens, finish_reason, now)
+
+    def _restore(self, before: list[Before]) -> None:
+        """Sessions as they were: whatever an interrupt left half done, by what the runtime says of each of them."""
+        self._settle()
+        for session, length, last_turn in before:
             self._forget_turn(session)
             if not session._is_closed and len(session) > length:
                 session.rollback(length)
+            session._last_turn = last_turn
 
     def _forget_turn(self, session: Session) -> None:
-        """Aborts the session's turn in progress, if there is one."""
-        if not session._is_closed and (request_id := self._runtime.request_of(session._handle)):
-            self._runtime.cancel_step()
-            self._runtime.abort(request_id)
+        """Aborts the session's turn in progress, if there is one; no event of it comes any more."""
         for request_id in [i for i, r in self._running.items() if r.session is session]:
-            del self._running[request_id]
+            self._submitted.pop(request_id, None)
+            self._running.pop(request_id, None)
+        if not session._is_closed and (request_id := self._runtime.request_of(session._handle)):
+            self._runtime.abort(request_id)
 
     def _finish_early(self, running: Running, num_kept: int) -> None:
-        """Ends a stream's turn with exactly its first num_kept tokens."""
+        """Ends a stream's turn with exactly its first num_kept tokens: after the step, where one is under way because
+        the garbage collector dropped the stream in the middle of it."""
+        self._to_finish.append((running, num_kept))
+        self._settle()
+
+    def _end_early(self, running: Running, num_kept: int) -> None:
         session = running.session
-        if self._is_stepping:  # dropped by the garbage collector in the middle of a step
-            self._to_finish.append((running, num_kept))
-        elif self._running.pop(running.request_id, None) is not None:
+        if session._is_closed:
+            return
+        in_progress = self._runtime.request_of(session._handle)
+        if in_progress == running.request_id:
+            self._running.pop(running.request_id, None)
             self._runtime.finish(running.request_id, num_kept)
-        elif running.turn is not None and not session._is_closed:
-            begin = running.start_length + running.delta_length
-            # Computed to its end already. Whatever the session did since then builds on the whole answer.
-            if not self._runtime.is_running(session._handle) and len(session) == begin + len(running.tokens):
-                session.rollback(begin + num_kept)
+            session._last_turn = running.request_id
+        elif not in_progress and session._last_turn == running.request_id:
+            # Computed to its end already, and nothing that the session did since builds on the whole answer.
+            self._runtime.rollback(session._handle, running.prompt_length + num_kept)
+            session._last_turn = 0
 
 
 def _require_trees_fit(draft: PromptLookup, model: models.Decoder, deterministic: bool, device_loop: bool) -> None:

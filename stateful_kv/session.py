@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from .runtime import StaleHandle
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 Tokens = Sequence[int] | np.ndarray | Tensor
+Before = tuple["Session", int, int]  # a session, its length and its last turn
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """What a step did for one submitted request; `turn` is set on its last event."""
+    """What a submitted request got since the call of step() before; `turn` is set on its last event."""
 
     request_id: int
     tokens: list[int]
@@ -83,12 +85,12 @@ class Event:
 class Running:
     """A submitted request on its way."""
 
-    def __init__(self, request_id: int, session: Session, start_length: int, delta_length: int):
-        self.request_id, self.session = request_id, session
-        self.start_length, self.delta_length = start_length, delta_length
+    def __init__(self, request_id: int, before: Before, delta_length: int, stop_token_ids: tuple[int, ...] = ()):
+        self.request_id, self.before, self.stop_token_ids = request_id, before, stop_token_ids
+        self.session = before[0]
+        self.delta_length, self.prompt_length = delta_length, before[1] + delta_length
         self.tokens: list[int] = []
         self.turn: Turn | None = None
-        self.is_server_request = False
         self.response_key: bytes | None = None
         self.submitted_at = time.perf_counter()
         self.first_token_at = self.submitted_at
@@ -101,20 +103,24 @@ class Session:
     def __init__(self, engine: Engine, handle: int, namespace: str | bytes = ""):
         self._engine, self._handle, self._namespace = engine, handle, namespace
         self._is_closed = False
+        self._last_turn = 0  # the request whose turn was the last thing that happened here; 0: it was something else
 
     def __bool__(self) -> bool:
         return True  # an empty conversation is a conversation
 
     @property
     def tokens(self) -> list[int]:
+        self._engine._settle()
         return self._engine._runtime.tokens(self._handle).tolist()
 
     def __len__(self) -> int:
+        self._engine._settle()
         return self._engine._runtime.length(self._handle)
 
     @property
     def resident(self) -> int:
         """How many leading tokens have their KV in the cache right now."""
+        self._engine._settle()
         return self._engine._runtime.resident(self._handle)
 
     def generate(self, new_tokens: Tokens, params: SamplingParams | None = None) -> Turn:
@@ -132,19 +138,23 @@ class Session:
     def fork(self) -> Session:
         """A second conversation with the same past. Copy-on-write: no KV is copied until one of the two writes into the
         tail block they share."""
+        self._engine._settle()
         return Session(self._engine, self._engine._runtime.fork(self._handle), self._namespace)
 
     def rollback(self, length: int) -> None:
         """Forgets everything after the first `length` tokens."""
+        self._engine._settle()
         self._engine._runtime.rollback(self._handle, length)
+        self._last_turn = 0
 
     def close(self) -> None:
         """Ends the conversation, and a turn in progress with it; what it wrote stays in the prefix cache until evicted.
         Closing twice is harmless; anything else on a closed session raises runtime.StaleHandle."""
         if not self._is_closed:
+            self._engine._settle()
             self._engine._forget_turn(self)
+            self._is_closed = True  # first: interrupts arrive as a call returns
             self._engine._runtime.close(self._handle)
-            self._is_closed = True
 
     def __enter__(self) -> Session:
         return self
@@ -154,10 +164,13 @@ class Session:
 
 
 class Stream:
-    """An answer, token by token: an iterator that can be closed early."""
+    """An answer, token by token: an iterator that can be closed early. It ends where Engine.abort forgets its turn, and
+    raises runtime.StaleHandle once its session is closed."""
+
+    _is_open = False
 
     def __init__(self, engine: Engine, request: Request):
-        self._engine, self._num_yielded, self._is_open = engine, 0, False
+        self._engine, self._num_yielded = engine, 0
         self._running = engine._submit(request)
         self._is_open = True
 
@@ -168,18 +181,20 @@ class Stream:
         running = self._running
         if not self._is_open:
             raise StopIteration
+        if running.session._is_closed:
+            raise StaleHandle("stream: its session is closed")
         try:
-            while self._num_yielded == len(running.tokens):
-                if running.turn is not None:
-                    self._is_open = False
-                    raise StopIteration
+            self._engine._settle()
+            while self._num_yielded == len(running.tokens) and running.request_id in self._engine._running:
                 self._engine._advance()
-        except StopIteration:
-            raise
         except BaseException:
             self._is_open = False
-            self._engine._restore([(running.session, running.start_length)])
+            self._engine._restore([running.before])
             raise
+        is_forgotten = running.turn is None and running.request_id not in self._engine._running
+        if is_forgotten or self._num_yielded == len(running.tokens):
+            self._is_open = False
+            raise StopIteration
         self._num_yielded += 1
         return running.tokens[self._num_yielded - 1]
 
@@ -190,5 +205,4 @@ class Stream:
             self._engine._finish_early(self._running, self._num_yielded)
 
     def __del__(self) -> None:
-        if self._is_open:
-            self.close()
+        self.close()
