@@ -307,6 +307,40 @@ def test_statistics_of_aborted_requests_go_and_of_finished_ones_do_not_pile_up()
         runtime.stats_of(finished[-4097])
 
 
+def test_statistics_are_kept_by_when_a_request_finished():
+    runtime = rt.Runtime(16, 4)
+    slow = runtime.submit(runtime.open(), [1], 1)
+    session = runtime.open()
+    for _ in range(4096):
+        runtime.finish(runtime.submit(session, [1], 1), 0)
+        runtime.rollback(session, 0)
+    runtime.finish(slow, 0)
+    assert runtime.stats_of(slow)["delta_tokens"] == 1
+
+
+def test_a_copy_that_the_device_was_told_to_make_is_taken_back_with_its_own_step():
+    """The results taken in between are those of the step before it, which copied nothing."""
+    runtime = rt.Runtime(num_blocks=16, block_size=16, max_seqs=2, num_drafts=0)
+    b = runtime.buffers
+    prompt = [1, 2, 3, 4, 5]
+    runtime.submit(runtime.open(), prompt, max_tokens=1)
+    assert runtime.plan().num_tokens == 5
+    b["out_tokens"][0, 0], b["out_num_tokens"][0] = 7, 1
+    runtime.commit()
+    runtime.submit(runtime.open(), prompt, max_tokens=8)  # all of it cached, in a block that the other one has too
+    assert runtime.plan_ahead(8, 4).num_copies == 0
+    first = b["ahead_request"].copy()
+    assert runtime.plan_ahead(8, 4).num_copies == 1
+    source, copy = int(b["copy_src"][0]), int(b["copy_dst"][0])
+    results = np.zeros((2, 4 + b["out_tokens"].shape[1]), np.int32)
+    row = int(np.flatnonzero(first)[0])
+    results[row, :5] = [1, 1, 1, 0, 9]
+    assert [tokens for _, tokens, _ in runtime.commit_ahead(first, results)] == [[9]]
+    runtime.forget_ahead()
+    assert runtime.plan().num_copies == 1
+    assert (int(b["copy_src"][0]), int(b["block_table"][row, 0])) == (source, int(b["copy_dst"][0])) and copy != source
+
+
 def test_stale_handles_are_refused():
     runtime = rt.Runtime(8, 4)
     session = runtime.open()

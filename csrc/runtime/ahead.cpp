@@ -100,6 +100,7 @@ void Runtime::reserve_ahead(Request& request, AheadInfo* info) {
   request.step = Step{};
   if (copy.idx < 0) return;
   request.ahead_copy = copy;
+  request.copy_wait = request.in_flight + 1;
   buffers_.copy_src[info->num_copies] = copy.from;
   buffers_.copy_dst[info->num_copies] = seq.table[copy.idx];
   buffers_.copy_num_tokens[info->num_copies++] = static_cast<int32_t>(seq.resident % options_.block_size);
@@ -154,7 +155,7 @@ std::vector<Event> Runtime::commit_ahead(const int64_t* request_ids, const int32
     Request* request = request_of_row(row);
     if (!request) continue;
     --request->in_flight;
-    request->ahead_copy = TailCopy{};
+    if (request->copy_wait > 0 && --request->copy_wait == 0) request->ahead_copy = TailCopy{};
     const int32_t* entry = results + row * width;
     if (entry[0] == 0) continue;
     only_decodes = only_decodes && entry[0] == entry[1];
@@ -185,6 +186,7 @@ void Runtime::forget_ahead() {
   for (Request* r : running_) {
     r->in_flight = 0;
     r->on_device = false;
+    r->copy_wait = 0;
     take_back(*r->seq, &r->ahead_copy);
   }
   for (auto& seq : sequences_) {

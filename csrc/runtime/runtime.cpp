@@ -243,8 +243,14 @@ uint64_t Runtime::append(uint64_t session, const int32_t* tokens, int64_t num_to
 void Runtime::forget(Request& request, bool keep_stats) {
   request.seq->request_id = 0;
   request.seq->committed = request.known();
-  if (keep_stats) finished_stats_[request.id] = request.stats;
-  if (finished_stats_.size() > kKeptStats) finished_stats_.erase(finished_stats_.begin());
+  if (keep_stats) {
+    finished_stats_[request.id] = request.stats;
+    finished_.push_back(request.id);
+  }
+  if (finished_.size() > kKeptStats) {
+    finished_stats_.erase(finished_.front());
+    finished_.pop_front();
+  }
   requests_.erase(request.id);
 }
 

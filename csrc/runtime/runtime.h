@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -239,7 +240,8 @@ class Runtime {
     int64_t in_flight = 0;         // steps of the device whose results have not been taken
     bool on_device = false;        // the device's state of it is that of the results taken, or ahead of it
     int32_t draft_limit = 0;       // in the device's next step
-    TailCopy ahead_copy;           // that the device was told to make, until results of it are taken
+    TailCopy ahead_copy;           // that the device was told to make, until that step's results are taken
+    int64_t copy_wait = 0;         // steps until they are
 
     int64_t known() const { return static_cast<int64_t>(seq->tokens.size()); }
     int64_t num_generated() const { return known() - prompt_length; }
@@ -336,6 +338,8 @@ class Runtime {
       running_;  // highest priority first, then longest admitted: the last one is preempted first
   std::set<Request*, WaitingOrder> waiting_;
   std::map<uint64_t, RequestStats> finished_stats_;
+  std::deque<uint64_t>
+      finished_;  // in the order in which they finished, whether or not their statistics were taken
   std::vector<Row> rows_;
   StepBuffers buffers_;
   std::vector<std::vector<int64_t>> storage_;  // of the buffers that are not bound to the caller's memory
