@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import VOCAB, save
+from interrupts import InterruptAfter
 
 import stateful_kv as skv
 from stateful_kv.runtime import StaleHandle
@@ -216,27 +217,6 @@ def test_an_interrupted_turn_leaves_everything_as_it_was(engine_of, monkeypatch)
     engine._runtime.check()
     assert a.generate(delta(31, 30), SAMPLED).tokens == cold(engine_of, tokens_before + delta(31, 30), SAMPLED)
     assert b.generate(delta(32, 3), GREEDY).tokens == cold(engine_of, delta(32, 3), GREEDY)
-
-
-class InterruptAfter:
-    """The runtime, raising KeyboardInterrupt right after the n-th call of a method returned: where signals arrive."""
-
-    def __init__(self, runtime, method, n):
-        self._runtime, self._method, self._left = runtime, method, n
-
-    def __getattr__(self, name):
-        value = getattr(self._runtime, name)
-        if name != self._method:
-            return value
-
-        def call(*args, **kwargs):
-            result = value(*args, **kwargs)
-            self._left -= 1
-            if self._left == 0:
-                raise KeyboardInterrupt
-            return result
-
-        return call
 
 
 @pytest.mark.parametrize("method", ["submit", "plan", "commit", "stats_of"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from checkpoints import save
+from interrupts import InterruptAfter
 
 import stateful_kv as skv
 from stateful_kv.runtime import StaleHandle
@@ -34,27 +35,6 @@ def engine_of(model):
 
 def answer(engine_of, prompt, n):
     return engine_of().complete(prompt, greedy(n)).tokens
-
-
-class InterruptAfter:
-    """An object, raising KeyboardInterrupt right after the n-th call of a method returned: where signals arrive."""
-
-    def __init__(self, inner, method, n):
-        self._inner, self._method, self._left = inner, method, n
-
-    def __getattr__(self, name):
-        value = getattr(self._inner, name)
-        if name != self._method:
-            return value
-
-        def call(*args, **kwargs):
-            result = value(*args, **kwargs)
-            self._left -= 1
-            if self._left == 0:
-                raise KeyboardInterrupt
-            return result
-
-        return call
 
 
 def set_runtime(engine, runtime):
