@@ -3,6 +3,7 @@
 FIGURES.md has every table; README says where something else is faster, and the figures one would ask for first.
 """
 
+import argparse
 import pathlib
 import sys
 
@@ -139,10 +140,13 @@ def figures() -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where something is stale")
+    args = parser.parse_args()
     text = README.read_text()
     head, rest = text.split(BEGIN)
     made = {README: f"{head}{BEGIN}\n{readme()}\n{END}{rest.split(END)[1]}", FIGURES: figures()}
-    if "--check" in sys.argv:
+    if args.check:
         stale = [path.name for path, new in made.items() if not path.exists() or path.read_text() != new]
         print(f"out of date, run benchmarks/figures.py: {', '.join(stale)}" if stale else "figures are up to date")
         return int(bool(stale))
