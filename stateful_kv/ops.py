@@ -5,7 +5,7 @@ contiguous, every other stride is free; counts, tokens and tables are int32, slo
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .native import call as _call
 from .native import op as _op
+from .native import require_size, require_tensor
 from .step_ops import commit_step, plan_step  # noqa: F401
 
 
@@ -60,7 +61,8 @@ def rope_append_kv(
 
     k_cache, v_cache, key, value, slot_mapping, k_scale, v_scale: as in append_kv; the caches are mutated.
     query, query_out: [>= num_tokens, num_heads, head_dim] of key's dtype; num_heads is a multiple of num_kv_heads.
-    query_out is mutated and returned; it may be query itself, any other overlap is refused; new memory by default.
+    query_out is mutated and returned; it may be query itself, any other overlap with query, key or value is refused;
+    new memory by default.
     positions: int64 or int32 [>= num_tokens], token i is rotated by row positions[i] of cos_sin_cache.
     cos_sin_cache: [max_position, rotary_dim] of float32 or query's dtype, cosines first, then sines; rotary_dim is
     even and may be less than head_dim: what is past it is not rotated. interleaved: pairs (2i, 2i + 1) as in GPT-J
@@ -74,6 +76,7 @@ def rope_append_kv(
     Source: RoFormer (Su et al., 2021); RMSNorm (Zhang and Sennrich, 2019).
     """
     if query_out is None:
+        query = require_tensor("rope_append_kv", "query", query)
         query_out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     _call(
         _op.rope_append_kv.default, query_out, k_cache, v_cache, query, key, value, positions, cos_sin_cache,
@@ -99,10 +102,19 @@ def merge_states(
     Raises ValueError, TypeError for malformed arguments before anything is written.
     Source: online softmax (Milakov and Gimelshein, 2018), as in FlashAttention's split-KV combine.
     """
-    out = torch.empty(out_a.shape, dtype=out_a.dtype, device=out_a.device) if out is None else out
-    lse = torch.empty(lse_a.shape, dtype=lse_a.dtype, device=lse_a.device) if lse is None else lse
+    if out is None:
+        out = torch.empty_like(require_tensor("merge_states", "out_a", out_a), memory_format=torch.contiguous_format)
+    if lse is None:
+        lse = torch.empty_like(require_tensor("merge_states", "lse_a", lse_a), memory_format=torch.contiguous_format)
     _call(_op.merge_states.default, out, lse, out_a, lse_a, out_b, lse_b)
     return out, lse
+
+
+def _layers(op_name: str, k_caches: Sequence[Tensor], v_caches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    for name, caches in (("k_caches", k_caches), ("v_caches", v_caches)):
+        if not isinstance(caches, Iterable):
+            raise TypeError(f"{op_name}: {name} is {caches!r}, expected a list of tensors")
+    return list(k_caches), list(v_caches)
 
 
 def copy_blocks(
@@ -123,7 +135,8 @@ def copy_blocks(
     of range, a destination named twice or named as a source; all before anything is written.
     Source: copy-on-write of PagedAttention (Kwon et al., 2023).
     """
-    _call(_op.copy_blocks.default, list(k_caches), list(v_caches), src_blocks, dst_blocks, num_tokens)
+    k_caches, v_caches = _layers("copy_blocks", k_caches, v_caches)
+    _call(_op.copy_blocks.default, k_caches, v_caches, src_blocks, dst_blocks, num_tokens)
 
 
 def compact_kv(
@@ -143,7 +156,8 @@ def compact_kv(
     Raises ValueError, TypeError, NotImplementedError for malformed arguments, IndexError (CPU) for a slot out of range
     or cu_moves that fall or pass num_moves, before anything is written.
     """
-    _call(_op.compact_kv.default, list(k_caches), list(v_caches), src_slots, dst_slots, cu_moves)
+    k_caches, v_caches = _layers("compact_kv", k_caches, v_caches)
+    _call(_op.compact_kv.default, k_caches, v_caches, src_slots, dst_slots, cu_moves)
 
 
 def rms_norm(input: Tensor, weight: Tensor, epsilon: float, out: Tensor | None = None) -> Tensor:
@@ -155,7 +169,8 @@ def rms_norm(input: Tensor, weight: Tensor, epsilon: float, out: Tensor | None =
     Raises ValueError, TypeError for malformed arguments, before anything is written.
     Source: RMSNorm (Zhang and Sennrich, 2019); name and meaning as in vLLM.
     """
-    out = torch.empty(input.shape, dtype=input.dtype, device=input.device) if out is None else out
+    if out is None:
+        out = torch.empty_like(require_tensor("rms_norm", "input", input), memory_format=torch.contiguous_format)
     _call(_op.rms_norm.default, out, input, weight, epsilon)
     return out
 
@@ -180,6 +195,7 @@ def silu_and_mul(input: Tensor, out: Tensor | None = None) -> Tensor:
     Source: SwiGLU (Shazeer, 2020); name and meaning as in vLLM.
     """
     if out is None:
+        input = require_tensor("silu_and_mul", "input", input)
         out = input.new_empty((*input.shape[:-1], input.shape[-1] // 2 if input.dim() else 0))
     _call(_op.silu_and_mul.default, out, input)
     return out
@@ -200,6 +216,7 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tenso
     Source: batch-invariant kernels ("Defeating Nondeterminism in LLM Inference", He et al., 2025).
     """
     if out is None:
+        x, weight = require_tensor("row_linear", "x", x), require_tensor("row_linear", "weight", weight)
         out = x.new_empty((*x.shape[:-1], *weight.shape[:1]))
     _call(_op.row_linear.default, out, x, weight, bias)
     return out
@@ -231,6 +248,7 @@ def fused_row_linear(
     if out is None:
         if add:
             raise ValueError("fused_row_linear: out is None, expected the tensor that add is to add to")
+        x, weight = require_tensor("fused_row_linear", "x", x), require_tensor("fused_row_linear", "weight", weight)
         n = weight.shape[0] // (2 if silu_and_mul else 1) if weight.dim() else 0
         out = x.new_empty((*x.shape[:-1], n))
     _call(_op.fused_row_linear.default, out, x, weight, bias, norm_weight, epsilon, silu_and_mul, add)
@@ -249,8 +267,8 @@ def pack_linear_weight(weight: Tensor, packed: Tensor | None = None) -> Tensor:
     it can tell). The weight itself is not needed any more.
     Raises ValueError, TypeError, NotImplementedError for malformed arguments.
     """
-    pair = 2 if weight.dtype == torch.bfloat16 else 1
     if packed is None:
+        pair = 2 if require_tensor("pack_linear_weight", "weight", weight).dtype == torch.bfloat16 else 1
         packed = weight.new_empty((*weight.shape[:1], -(-weight.shape[-1] // pair) if weight.dim() else 0, pair))
     _call(_op.pack_linear_weight.default, packed, weight)
     return packed
@@ -310,12 +328,16 @@ def verify_drafts(
     Source: verification by sampling from the target with shared noise (Gumbel-max coupling, Maddison et al., 2014;
     speculative decoding, Leviathan et al., 2023; token trees, Miao et al., 2024).
     """
-    batch = max(cu_rows.numel() - 1, 0)
-    if tokens is None:
-        shape = (batch, len(logits) if max_rows is None else max_rows)
-        tokens = torch.empty(shape, dtype=torch.int32, device=logits.device)
-    if num_tokens is None:
-        num_tokens = torch.empty(batch, dtype=torch.int32, device=logits.device)
+    if tokens is None or num_tokens is None:
+        logits = require_tensor("verify_drafts", "logits", logits)
+        batch = max(require_tensor("verify_drafts", "cu_rows", cu_rows).numel() - 1, 0)
+        if tokens is None:
+            width = (
+                logits.shape[:1].numel() if max_rows is None else require_size("verify_drafts", "max_rows", max_rows)
+            )
+            tokens = torch.empty((batch, width), dtype=torch.int32, device=logits.device)
+        if num_tokens is None:
+            num_tokens = torch.empty(batch, dtype=torch.int32, device=logits.device)
     _call(
         _op.verify_drafts.default, tokens, num_tokens, rows, logits, draft_tokens, cu_rows, parents, temperature,
         top_k, top_p, min_p, seeds, positions, token_bitmask, logprobs,
@@ -343,9 +365,12 @@ def propose_drafts(
     Raises ValueError, TypeError for malformed arguments, IndexError (CPU) for a length out of range, before anything
     is written. Source: prompt lookup decoding (Saxena, 2023).
     """
-    batch, device = len(history), history.device
-    drafts = torch.empty((batch, max_drafts), dtype=torch.int32, device=device) if drafts is None else drafts
-    num_drafts = torch.empty(batch, dtype=torch.int32, device=device) if num_drafts is None else num_drafts
+    if drafts is None or num_drafts is None:
+        batch, device = require_tensor("propose_drafts", "history", history).shape[:1].numel(), history.device
+        if drafts is None:
+            width = require_size("propose_drafts", "max_drafts", max_drafts)
+            drafts = torch.empty((batch, width), dtype=torch.int32, device=device)
+        num_drafts = torch.empty(batch, dtype=torch.int32, device=device) if num_drafts is None else num_drafts
     _call(_op.propose_drafts.default, drafts, num_drafts, history, history_lens, max_ngram, min_ngram, latest)
     return drafts, num_drafts
 
@@ -374,8 +399,8 @@ def delta_prefill(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of each sequence's new tokens over its whole paged KV, the new tokens' own included.
 
-    query, out: [total_q, num_heads, head_dim] float32, float16 or bfloat16; rows past cu_seqlens_q[batch] stay as they
-    are.
+    query, out: [total_q, num_heads, head_dim] float32, float16 or bfloat16, not overlapping; rows past
+    cu_seqlens_q[batch] stay as they are.
     k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides, of query's dtype or fp8 (e4m3fn)
     with k_scale, v_scale float32 [], [num_kv_heads] or [batch, num_kv_heads]; num_heads is a multiple of num_kv_heads.
     cu_seqlens_q: int32 [batch + 1]; seqused_k: int32 [batch], tokens in the cache including the new ones;
@@ -395,12 +420,13 @@ def delta_prefill(
     seqused_k or used block ids out of range, before anything is written.
     Source: FlashAttention-2 (Dao, 2023), split along KV as Flash-Decoding; PagedAttention (Kwon et al., 2023).
     """
+    query = require_tensor("delta_prefill", "query", query)
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if lse is None and return_lse:
         lse = torch.empty(query.shape[1::-1], dtype=torch.float32, device=query.device)
     if softmax_scale is None:
-        softmax_scale = query.size(-1) ** -0.5
+        softmax_scale = max(query.shape[-1:].numel(), 1) ** -0.5
     _call(
         _op.delta_prefill.default, out, lse, query, k_cache, v_cache, cu_seqlens_q, seqused_k, block_table,
         max_seqlen_q, softmax_scale, causal, window_left, softcap, tree_mask, sinks, k_scale, v_scale, num_splits,
@@ -445,7 +471,7 @@ def schedule_delta_prefill(
     Source: the work lists of Flash-Decoding and Stream-K (Osama et al., 2023).
     """
     if schedule is None:
-        batch = seqused_k.size(0)
+        batch = require_tensor("schedule_delta_prefill", "seqused_k", seqused_k).shape[:1].numel()
         size = schedule_size(batch, batch * max_seqlen_q, num_heads, num_kv_heads, head_dim, max_seqlen_q, num_splits)
         schedule = torch.empty(size, dtype=torch.int32, device=seqused_k.device)
     _call(

@@ -164,11 +164,11 @@ def delta_prefill_grouped(
     num_splits = -1: a row's bits depend on its query, its KV and how much of it is shared.
     Source: cascade inference (FlashInfer, 2024); Hydragen (Juravsky et al., 2024).
     """
-    if cu_groups.dim() != 1 or shared_blocks.shape != (max(cu_groups.numel() - 1, 0),):
-        raise ValueError(
-            f"delta_prefill_grouped: cu_groups has shape {list(cu_groups.shape)} and shared_blocks "
-            f"{list(shared_blocks.shape)}, expected [num_groups + 1] and [num_groups]"
-        )
+    _check_batch(query, k_cache, cu_seqlens_q, seqused_k, block_table, cu_groups, shared_blocks)
+    if out is not None:
+        _expect("out", out, query.dtype, query, "the shape of query", *query.shape)
+    if lse is not None:
+        _expect("lse", lse, torch.float32, query, "[num_heads, total_q]", *query.shape[1::-1])
     spans = Spans(
         cu_seqlens_q, seqused_k, block_table, max_seqlen_q, cu_groups, shared_blocks, k_cache.size(1),
         query.size(0) if max_group_seqlen_q is None else max_group_seqlen_q,
@@ -177,6 +177,42 @@ def delta_prefill_grouped(
         query, k_cache, v_cache, out, lse, is_full=False, softmax_scale=softmax_scale, causal=causal, softcap=softcap,
         tree_mask=tree_mask, sinks=sinks, k_scale=k_scale, v_scale=v_scale, num_splits=num_splits,
     )  # fmt: skip
+
+
+def _expect(name: str, t: Tensor, dtype: torch.dtype | None, like: Tensor, words: str, *sizes: int) -> None:
+    """sizes: -1 = any."""
+    op = "delta_prefill_grouped"
+    ops.require_tensor(op, name, t)
+    if dtype is not None and t.dtype != dtype:
+        raise TypeError(f"{op}: {name} has dtype {t.dtype}, expected {dtype}".replace("torch.", ""))
+    if t.dim() != len(sizes) or any(size not in (-1, got) for size, got in zip(sizes, t.shape, strict=True)):
+        raise ValueError(f"{op}: {name} has shape {list(t.shape)}, expected {words}")
+    if t.device != like.device:
+        raise ValueError(f"{op}: {name} is on device {t.device}, expected {like.device}, the device of query")
+
+
+def _check_batch(
+    query: Tensor,
+    k_cache: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    cu_groups: Tensor,
+    shared_blocks: Tensor,
+) -> None:
+    _expect("query", query, None, query, "[total_q, num_heads, head_dim]", -1, -1, -1)
+    _expect("k_cache", k_cache, None, query, "[num_blocks, block_size, num_kv_heads, head_dim]", -1, -1, -1, -1)
+    _expect("seqused_k", seqused_k, torch.int32, query, "[batch]", -1)
+    batch = len(seqused_k)
+    _expect("cu_seqlens_q", cu_seqlens_q, torch.int32, query, f"[batch + 1] = [{batch + 1}]", batch + 1)
+    _expect("block_table", block_table, torch.int32, query, f"[batch, max_blocks] = [{batch}, *]", batch, -1)
+    _expect("shared_blocks", shared_blocks, torch.int32, query, "[num_groups]", -1)
+    groups = len(shared_blocks)
+    _expect("cu_groups", cu_groups, torch.int32, query, f"[{groups + 1}], one more than shared_blocks", groups + 1)
+    if groups > batch or (groups == 0) != (batch == 0):
+        raise ValueError(
+            f"delta_prefill_grouped: cu_groups has {groups} groups of {batch} sequences, expected 1 to batch"
+        )
 
 
 class Spans:
@@ -194,12 +230,16 @@ class Spans:
         max_group_seqlen_q: int,
     ):
         """As delta_prefill_grouped; block_size: of the caches."""
-        self.first = cu_groups[:-1].long()
-        shared = shared_blocks.repeat_interleave(cu_groups.diff().long(), output_size=seqused_k.numel())
-        shared = shared * (cu_seqlens_q.diff() > 0)
-        _check_shares(cu_seqlens_q, seqused_k, shared * block_size)
+        batch, width = block_table.shape
+        _check_shares(cu_seqlens_q, seqused_k, cu_groups, shared_blocks, width, block_size)
+        # On a device nobody has looked at the indices: wrong ones must not lead out of the tensors.
+        cu_groups = cu_groups.clamp(0, batch)
+        self.first = cu_groups[:-1].clamp(max=batch - 1).long()
+        sequences = torch.arange(batch, dtype=cu_groups.dtype, device=cu_groups.device)
+        group = torch.searchsorted(cu_groups[1:], sequences, right=True)
+        shared_blocks = shared_blocks.clamp(0, width)
+        shared = shared_blocks[group.clamp(max=len(shared_blocks) - 1)] * (cu_seqlens_q.diff() > 0)
         # Entries of the own span move to the front; behind the table's end there is nothing.
-        width = block_table.size(1)
         columns = torch.arange(width, device=block_table.device) + shared[:, None]
         table = torch.where(columns < width, block_table.gather(1, columns.clamp(max=max(width - 1, 0))), -1)
         self.own = (cu_seqlens_q, seqused_k - shared * block_size, table, max_seqlen_q)
@@ -234,12 +274,14 @@ class Spans:
     ) -> tuple[Tensor, Tensor]:
         """delta_prefill_grouped's (out, lse). is_full: every row is of some sequence."""
         cu_seqlens_q, own_used, own_table, max_seqlen_q = self.own
-        out, lse = ops.delta_prefill(
+        own_out, own_lse = ops.delta_prefill(
             query, k_cache, v_cache, cu_seqlens_q, own_used, own_table, max_seqlen_q, causal=causal,
-            tree_mask=tree_mask, sinks=sinks, k_scale=k_scale, v_scale=v_scale, out=out, lse=lse, return_lse=True,
-            schedule=self.schedules[0], **common,
+            tree_mask=tree_mask, sinks=sinks, k_scale=k_scale, v_scale=v_scale, out=out if is_full else None,
+            lse=lse if is_full else None, return_lse=True, schedule=self.schedules[0], **common,
         )  # fmt: skip
-        shared_out, shared_lse = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (out, lse))
+        shared_out, shared_lse = (
+            torch.empty_like(t, memory_format=torch.contiguous_format) for t in (own_out, own_lse)
+        )
         if not is_full:  # rows of no sequence have seen nothing
             shared_out.zero_()
             shared_lse.fill_(-torch.inf)
@@ -249,17 +291,32 @@ class Spans:
             k_scale=_of_groups(k_scale, self.first), v_scale=_of_groups(v_scale, self.first), out=shared_out,
             lse=shared_lse, return_lse=True, schedule=self.schedules[1], **common,
         )  # fmt: skip
-        return ops.merge_states(out, lse, shared_out, shared_lse, out=out, lse=lse)
+        out, lse = own_out if out is None else out, own_lse if lse is None else lse
+        return ops.merge_states(own_out, own_lse, shared_out, shared_lse, out=out, lse=lse)
 
 
 def _of_groups(scale: Tensor | None, first: Tensor) -> Tensor | None:
     return scale[first] if scale is not None and scale.dim() == 2 else scale
 
 
-def _check_shares(cu_seqlens_q: Tensor, seqused_k: Tensor, shared: Tensor) -> None:
+def _check_shares(
+    cu_seqlens_q: Tensor, seqused_k: Tensor, cu_groups: Tensor, shared_blocks: Tensor, width: int, block_size: int
+) -> None:
     """On the CPU, where looking costs nothing: a row must not see what lies after it."""
     if seqused_k.device.type != "cpu":
         return
-    committed = seqused_k - cu_seqlens_q.diff()
-    if bool(((shared < 0) | (shared > committed.clamp(min=0))).any()):
-        raise IndexError("delta_prefill_grouped: shared_blocks covers tokens that a sequence has not committed")
+    op, bounds, shares = "delta_prefill_grouped", cu_groups.tolist(), shared_blocks.tolist()
+    new, used = cu_seqlens_q.diff().tolist(), seqused_k.tolist()
+    if bounds[0] != 0 or bounds[-1] != len(used):
+        raise IndexError(f"{op}: cu_groups goes from {bounds[0]} to {bounds[-1]}, expected 0 to batch = {len(used)}")
+    for g, (begin, end, shared) in enumerate(zip(bounds[:-1], bounds[1:], shares, strict=True)):
+        if not begin < end <= len(used):
+            raise IndexError(f"{op}: cu_groups[{g + 1}] is {end}, expected {begin + 1} to batch = {len(used)}")
+        if not 0 <= shared <= width:
+            raise IndexError(f"{op}: shared_blocks[{g}] is {shared}, expected 0 to max_blocks = {width}")
+        for b in range(begin, end):
+            if new[b] > 0 and shared * block_size > max(used[b] - new[b], 0):
+                raise IndexError(
+                    f"{op}: shared_blocks[{g}] is {shared}, which covers tokens that sequence {b} has not committed; "
+                    f"expected at most {max(used[b] - new[b], 0) // block_size}"
+                )

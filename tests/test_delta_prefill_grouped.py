@@ -1,5 +1,7 @@
 """delta_prefill_grouped: sequences that share leading blocks, against delta_prefill and the oracle of each sequence."""
 
+import dataclasses
+
 import pytest
 import reference
 import torch
@@ -102,6 +104,73 @@ def test_more_shared_than_committed_is_refused(backend):
         grouped(case, cu_groups, shared + 1)
     with pytest.raises(ValueError, match="shared_blocks"):
         grouped(case, cu_groups, shared[:0])
+
+
+WRONG_GROUPS = {  # of four sequences, 5, 2 and 3 blocks of which are shared by the first two and by the others
+    "starts_late": ([1, 2, 4], [5, 2], "cu_groups goes from 1 to 4"),
+    "ends_early": ([0, 2, 3], [5, 2], "cu_groups goes from 0 to 3"),
+    "falls": ([0, 3, 2, 4], [0, 0, 0], r"cu_groups\[2\] is 2"),
+    "empty_group": ([0, 2, 2, 4], [0, 0, 0], r"cu_groups\[2\] is 2"),
+    "negative": ([0, 2, 4], [-1, 2], r"shared_blocks\[0\] is -1"),
+    "wide": ([0, 2, 4], [5, 1 << 30], r"shared_blocks\[1\] is 1073741824"),
+    "far": ([0, 1 << 30, 4], [0, 0], r"cu_groups\[1\] is 1073741824"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_GROUPS)
+def test_wrong_groups_are_refused_and_lead_nowhere(backend, name):
+    """IndexError on the CPU; on a device, where nobody looks, some answer and no access out of bounds."""
+    skip_unless(backend)
+    bounds, shares, words = WRONG_GROUPS[name]
+    case, *_ = make(backend, [([1, 1], [100, 101], 5), ([2, 2], [40, 52], 2)])
+    indices = (torch.tensor(x, dtype=torch.int32, device=backend.device) for x in (bounds, shares))
+    out, lse = torch.full_like(case.query, 7), torch.full(case.query.shape[1::-1], 7.0, device=backend.device)
+    if not backend.checks_indices:
+        grouped(case, *indices, out=out, lse=lse)
+        return
+    with pytest.raises(IndexError, match=f"^delta_prefill_grouped: {words}"):
+        grouped(case, *indices, out=out, lse=lse)
+    assert (out == 7).all() and (lse == 7).all()
+
+
+def test_a_bad_block_of_what_is_shared_leaves_the_outputs_alone(backend):
+    skip_unless(backend)
+    if not backend.checks_indices:
+        pytest.skip("its content is on the device")
+    case, cu_groups, shared = make(backend, GROUPS["mixed"])
+    out, lse = torch.full_like(case.query, 7), torch.full(case.query.shape[1::-1], 7.0)
+    for column in (0, 4, 5):  # in what the first group shares, and behind it
+        table = case.block_table.clone()
+        table[0, column] = len(case.k_cache)
+        with pytest.raises(IndexError, match="block_table"):
+            grouped(dataclasses.replace(case, block_table=table), cu_groups, shared, out=out, lse=lse)
+        assert (out == 7).all() and (lse == 7).all()
+
+
+def test_malformed_arguments_of_groups_are_named(backend):
+    skip_unless(backend)
+    case, cu_groups, shared = make(backend, GROUPS["mixed"])
+    scale = torch.ones(1, 2, device=backend.device)
+    good = dict(
+        query=case.query, k_cache=case.k_cache, v_cache=case.v_cache, cu_seqlens_q=case.cu_seqlens_q,
+        seqused_k=case.seqused_k, block_table=case.block_table, max_seqlen_q=case.max_seqlen_q, cu_groups=cu_groups,
+        shared_blocks=shared, out=torch.full_like(case.query, 7),
+    )  # fmt: skip
+    for error, name, wrong in (
+        (TypeError, "cu_groups", cu_groups.long()), (TypeError, "shared_blocks", None),
+        (ValueError, "cu_groups", cu_groups[:0]), (ValueError, "cu_groups", cu_groups[None]),
+        (TypeError, "seqused_k", case.seqused_k.long()), (ValueError, "cu_seqlens_q", case.cu_seqlens_q[1:]),
+        (ValueError, "block_table", case.block_table[1:]), (TypeError, "block_table", case.block_table.long()),
+        (ValueError, "query", case.query[0]), (ValueError, "k_cache", case.k_cache[0]), (TypeError, "query", None),
+        (ValueError, "out", good["out"][1:]), (TypeError, "out", good["out"].double()),
+        (ValueError, "lse", torch.zeros(1, 1, device=backend.device)), (ValueError, "k_scale", scale),
+    ):  # fmt: skip
+        with pytest.raises(error, match=rf"^delta_prefill(_grouped)?: {name} "):
+            skv.ops.delta_prefill_grouped(**good | {name: wrong})
+        assert (good["out"] == 7).all()
+    one = torch.arange(len(case.seqused_k) + 2, dtype=torch.int32, device=backend.device)
+    with pytest.raises(ValueError, match="cu_groups has 8 groups of 7 sequences"):
+        skv.ops.delta_prefill_grouped(**good | {"cu_groups": one, "shared_blocks": one[1:]})
 
 
 def test_lone_sequences_are_as_without_groups(backend):

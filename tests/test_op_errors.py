@@ -6,6 +6,8 @@ listed by hand.
 
 import inspect
 import math
+import random
+import re
 
 import pytest
 import torch
@@ -107,6 +109,64 @@ def test_wrong_floating_dtypes_beside_each_other(backend):
     kwargs = valid(backend, "merge_states")
     for name in ("out", "out_a", "out_b"):
         assert_refused(backend, "merge_states", kwargs | {name: kwargs[name].half()}, TypeError)
+
+
+def needs(op, name):
+    """Whether an argument must be a tensor."""
+    base = name.split("[")[0]
+    (argument,) = (a for a in getattr(torch.ops.stateful_kv, op).default._schema.arguments if a.name == base)
+    return not str(argument.type).startswith("Optional")
+
+
+@pytest.mark.parametrize("op, name", tensors_of())
+def test_no_tensor_at_all(backend, op, name):
+    """None where a tensor is needed, which torch hands on; a list or a number, which it turns away in its own words."""
+    kwargs = valid(backend, op)
+    if needs(op, name) and "[" not in name and name not in OUTPUTS[op]:
+        assert_refused(backend, op, kwargs | {name: None}, TypeError, f"{name} is None")
+    if backend.name == "simt":
+        return
+    for wrong, words in (([1.0], "a list"), (3, "3"), ("x", "a str")):
+        with pytest.raises(TypeError, match=rf"^{op}: {re.escape(name)} is {words}, expected a tensor$"):
+            getattr(skv.ops, op)(**replace(kwargs, name, wrong))
+
+
+def test_scalars_of_another_type():
+    kwargs = CALLS["propose_drafts"]()
+    for name, wrong, error, words in (
+        ("max_ngram", 2.5, TypeError, "2.5, expected an int"),
+        ("max_ngram", None, TypeError, "None, expected an int"),
+        ("min_ngram", 1 << 70, ValueError, f"{1 << 70}, expected a number of 64 bits"),
+        ("latest", "no", TypeError, "a str, expected a bool"),
+    ):
+        with pytest.raises(error, match=f"^propose_drafts: {name} is {words}$"):
+            skv.ops.propose_drafts(**kwargs | {name: wrong})
+    del kwargs["drafts"]
+    for wrong, error in ((-1, ValueError), (None, TypeError), (1.5, TypeError)):
+        with pytest.raises(error, match=f"^propose_drafts: max_drafts is {wrong}, expected"):
+            skv.ops.propose_drafts(**kwargs, max_drafts=wrong)
+    with pytest.raises(TypeError, match=r"^rms_norm: epsilon is a str, expected a float$"):
+        skv.ops.rms_norm(**CALLS["rms_norm"]() | {"epsilon": "small"})
+    with pytest.raises(TypeError, match=r"^copy_blocks: k_caches is None, expected a list of tensors$"):
+        skv.ops.copy_blocks(**CALLS["copy_blocks"]() | {"k_caches": None})
+
+
+@pytest.mark.parametrize("op, outputs, name", [
+    ("rope_append_kv", ("query_out",), "query"), ("merge_states", ("out",), "out_a"),
+    ("merge_states", ("lse",), "lse_a"), ("verify_drafts", ("tokens", "num_tokens"), "logits"),
+    ("verify_drafts", ("num_tokens",), "cu_rows"), ("propose_drafts", ("drafts", "num_drafts"), "history"),
+    ("delta_prefill", ("out", "lse"), "query"), ("schedule_delta_prefill", ("schedule",), "seqused_k"),
+    ("rms_norm", ("out",), "input"), ("silu_and_mul", ("out",), "input"), ("row_linear", ("out",), "x"),
+    ("row_linear", ("out",), "weight"), ("pack_linear_weight", ("packed",), "weight"),
+])  # fmt: skip
+def test_what_missing_outputs_are_made_from(op, outputs, name):
+    """The wrapper looks at it before the op can."""
+    kwargs = {k: v for k, v in CALLS[op]().items() if k not in outputs}
+    for wrong in (None, [1.0]):
+        with pytest.raises(TypeError, match=f"^{op}: {name} is (None|a list), expected a tensor$"):
+            getattr(skv.ops, op)(**kwargs | {name: wrong})
+    with pytest.raises((ValueError, TypeError), match=f"^{op}: "):
+        getattr(skv.ops, op)(**kwargs | {name: torch.tensor(1, dtype=kwargs[name].dtype)})
 
 
 @pytest.mark.parametrize("op, name", tensors_of())
@@ -293,6 +353,69 @@ def test_overlapping_outputs_and_inputs(backend):
         assert_refused(backend, "merge_states", kwargs | views, ValueError, f"{out} has elements that share memory")
 
 
+def overlapping(out, other):
+    """Both as they were, but for the last element of the one, which is the first of the other."""
+    memory = torch.zeros(out.numel() + other.numel(), device=out.device).to(out.dtype)
+    to, from_ = memory[: out.numel()].view(out.shape), memory[out.numel() - 1 : -1].view(other.shape)
+    to.copy_(out)
+    from_.copy_(other)
+    return to, from_
+
+
+@pytest.mark.parametrize("op, out, name", [
+    ("rms_norm", "out", "weight"), ("fused_add_rms_norm", "input", "weight"),
+    ("fused_add_rms_norm", "residual", "weight"), ("fused_add_rms_norm", "residual", "input"),
+    ("silu_and_mul", "out", "input"), ("row_linear", "out", "x"), ("row_linear", "out", "weight"),
+    ("row_linear", "out", "bias"), ("fused_row_linear", "out", "x"), ("fused_row_linear", "out", "weight"),
+    ("fused_row_linear", "out", "bias"), ("fused_row_linear", "out", "norm_weight"),
+    ("pack_linear_weight", "packed", "weight"), ("rope_append_kv", "query_out", "key"),
+    ("rope_append_kv", "query_out", "value"), ("delta_prefill", "out", "query"),
+])  # fmt: skip
+def test_outputs_share_nothing_with_what_is_read(backend, op, out, name):
+    kwargs = valid(backend, op)
+    kwargs[out], kwargs[name] = overlapping(kwargs[out], kwargs[name])
+    assert_refused(backend, op, kwargs, ValueError, out, "overlaps", name)
+
+
+def bytes_of(t):
+    """Every element's place in memory."""
+    at = t.storage_offset() + sum(
+        torch.arange(n).view(-1, *[1] * (t.dim() - 1 - d)) * t.stride(d) for d, n in enumerate(t.shape)
+    )
+    return set(at.flatten().tolist())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_views_of_one_buffer_overlap_or_do_not(backend, seed):
+    """Rows, heads and columns of one memory in every order and at random: refused where an element is in both."""
+    rng, refused, taken = random.Random(seed), 0, 0
+    memory = torch.zeros(400, device=backend.device)
+
+    def view(shape):
+        order, step, strides = rng.sample(range(2), 2), shape[2] + rng.choice((0, 0, 1, 4)), [0, 0, 1]
+        for d in order:
+            strides[d] = step
+            step = step * shape[d] + rng.choice((0, 0, 2, 8))
+        return memory.as_strided(shape, strides, rng.randrange(120))
+
+    for _ in range(150):
+        shape = tuple(rng.randint(1, 4) for _ in range(3))
+        out, out_a = view(shape), view(shape)
+        if rng.random() < 0.3:  # two columns of one buffer
+            out_a = memory.as_strided(shape, out.stride(), rng.randrange(120))
+        kwargs = dict(out=out, out_a=out_a, out_b=torch.zeros(shape, device=backend.device))
+        kwargs |= {n: torch.zeros(shape[1::-1], device=backend.device) for n in ("lse", "lse_a", "lse_b")}
+        moving = [d for d in range(3) if shape[d] > 1]
+        same = out.data_ptr() == out_a.data_ptr() and all(out.stride(d) == out_a.stride(d) for d in moving)
+        if same or not bytes_of(out) & bytes_of(out_a):
+            backend.ops.merge_states(**kwargs)
+            taken += 1
+        else:
+            assert_refused(backend, "merge_states", kwargs, ValueError, "out overlaps out_a")
+            refused += 1
+    assert refused > 20 and taken > 20
+
+
 @pytest.mark.parametrize("value", [1e39, 1e-50, float("nan")])
 def test_scalars_that_float32_cannot_hold(backend, value):
     kwargs = valid(backend, "delta_prefill")
@@ -349,6 +472,15 @@ def test_unsupported_things_are_refused_by_name(backend, op):
     assert_refused(backend, op, kwargs | {"k_cache": fp8e5, "v_cache": fp8e5.clone()}, TypeError, "k_cache")
     int8 = kwargs["k_cache"].view(torch.int8)
     assert_refused(backend, op, kwargs | {"k_cache": int8, "v_cache": int8.clone()}, TypeError, "int8")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("op", ["row_linear", "fused_row_linear", "pack_linear_weight"])
+def test_quantised_weights_are_refused_by_name(backend, op, dtype):
+    kwargs = valid(backend, op)
+    weight = torch.zeros(kwargs["weight"].shape, device=backend.device).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    assert_refused(backend, op, kwargs | {"weight": weight}, NotImplementedError, name, "quantised weights")
 
 
 # ---- indices (on CUDA they are skipped) -----------------------------------------------------------------------------
@@ -421,6 +553,24 @@ def test_indices_out_of_range(backend, op, change, where):
         inputs = Frozen(**{k: t for k, t in all_tensors(kwargs).items() if k.split("[")[0] not in OUTPUTS[op]})
         assert getattr(backend.ops, op)(**kwargs) is None
         inputs.check()
+
+
+@pytest.mark.parametrize("op, change, where", [
+    ("delta_prefill", {"query": rows(0, 4), "out": rows(0, 4), "lse": torch.zeros(4, 0)}, "cu_seqlens_q[1]"),
+    ("delta_prefill", {"cu_seqlens_q": int32(-5), "seqused_k": int32(), "block_table": int32().view(0, 2)}, "cu_s"),
+    ("verify_drafts", {"cu_rows": int32(9), "tokens": int32().view(0, 3), "num_tokens": int32()}, "cu_rows[0]"),
+    ("compact_kv", {"cu_moves": int32(9)}, "cu_moves[0]"),
+], ids=["no_rows", "no_sequences", "nothing_to_verify", "no_moves"])  # fmt: skip
+def test_indices_of_calls_with_nothing_to_do(backend, op, change, where):
+    kwargs = valid(backend, op) | on_device(change, backend.device)
+    if op == "verify_drafts":
+        kwargs |= {k: None for k in kwargs if k not in (*change, "logits", "draft_tokens")}
+    if op == "delta_prefill":
+        kwargs["tree_mask"] = None
+    if backend.checks_indices:
+        assert_refused(backend, op, kwargs, IndexError, where)
+    else:
+        assert getattr(backend.ops, op)(**kwargs) is None
 
 
 def test_out_of_range_slots_are_skipped_where_they_are_not_checked(backend):

@@ -18,6 +18,22 @@ std::string dtype_name(ScalarType type) {
       return "bfloat16";
     case ScalarType::Float8_e4m3fn:
       return "float8_e4m3fn";
+    case ScalarType::Float8_e5m2:
+      return "float8_e5m2";
+    case ScalarType::Float8_e4m3fnuz:
+      return "float8_e4m3fnuz";
+    case ScalarType::Float8_e5m2fnuz:
+      return "float8_e5m2fnuz";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    case ScalarType::UInt16:
+      return "uint16";
+    case ScalarType::UInt32:
+      return "uint32";
+    case ScalarType::UInt64:
+      return "uint64";
     case ScalarType::Byte:
       return "uint8";
     case ScalarType::Char:
@@ -62,7 +78,12 @@ void Check::fail(const char* kind, const std::string& text) const {
   throw std::runtime_error(std::string("[") + kind + "] " + op_ + ": " + text);
 }
 
+void Check::given(const Tensor& t, const char* arg) const {  // torch makes a tensor of None that is none
+  if (!t.defined()) type_error(std::string(arg) + " is None, expected a tensor");
+}
+
 void Check::dtype(const Tensor& t, const char* arg, std::initializer_list<ScalarType> allowed) const {
+  given(t, arg);
   const ScalarType got = t.scalar_type();
   if (std::find(allowed.begin(), allowed.end(), got) != allowed.end()) return;
   std::string names;
@@ -71,6 +92,7 @@ void Check::dtype(const Tensor& t, const char* arg, std::initializer_list<Scalar
 }
 
 void Check::same_dtype(const Tensor& t, const char* arg, const Tensor& ref, const char* ref_arg) const {
+  given(t, arg);
   if (t.scalar_type() == ref.scalar_type()) return;
   type_error(std::string(arg) + " has dtype " + dtype_name(t.scalar_type()) + ", expected " +
              dtype_name(ref.scalar_type()) + ", the dtype of " + ref_arg);
@@ -84,6 +106,7 @@ void Check::same_device(const Tensor& t, const char* arg, const Tensor& ref, con
 
 void Check::shape(const Tensor& t, const char* arg, std::initializer_list<int64_t> dims,
                   const char* names) const {
+  given(t, arg);
   bool ok = t.dim() == static_cast<int64_t>(dims.size());
   int64_t i = 0;
   for (auto d = dims.begin(); ok && d != dims.end(); ++d, ++i) ok = *d < 0 || t.size(i) == *d;
@@ -129,63 +152,105 @@ void Check::no_self_overlap(const Tensor& t, const char* arg) const {
   }
 }
 
-// Whether `distance` (in elements) is a sum of stride * i with |i| < size over the dims from `d` on, largest
-// stride first: then two views of these dims that lie so far apart share an element. Exact for views that do
-// not overlap themselves.
-static bool reaches(int64_t distance, const std::vector<std::pair<int64_t, int64_t>>& dims, size_t d) {
-  if (d == dims.size()) return distance == 0;
-  const auto [stride, size] = dims[d];
-  const int64_t nearest = distance / stride;
-  for (int64_t i = nearest - 1; i <= nearest + 1; ++i) {
-    if (i > -size && i < size && reaches(distance - i * stride, dims, d + 1)) return true;
+namespace {
+
+int64_t element_bytes(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Long ? 8 : element_size(to_dtype(t.scalar_type()));
+}
+
+// What tells two views apart: the distance between an element of one and one of the other is that of their
+// first bytes plus stride * i over the dimensions of both, low <= i <= high; a run of bytes is one of
+// stride 1.
+class Distances {
+ public:
+  Distances(const Tensor& a, const Tensor& b) {
+    add(a, 1);
+    add(b, -1);
+    std::sort(dims_, dims_ + count_, [](const Dim& x, const Dim& y) { return x.stride > y.stride; });
+    for (int d = count_ - 1; d > 0; --d) {
+      dims_[d - 1].least = dims_[d].least + dims_[d].stride * dims_[d].low;
+      dims_[d - 1].most = dims_[d].most + dims_[d].stride * dims_[d].high;
+    }
   }
-  return false;
+
+  // Whether one of them is `distance`. Views that would take long to tell apart count as if they were not.
+  bool contain(int64_t distance, int d = 0) {
+    if (d == count_) return distance == 0;
+    const Dim& dim = dims_[d];
+    const int64_t first = std::max(dim.low, ceil_div(distance - dim.most, dim.stride));
+    const int64_t last = std::min(dim.high, -ceil_div(dim.least - distance, dim.stride));
+    for (int64_t i = first; i <= last; ++i) {
+      if (--patience_ < 0 || contain(distance - i * dim.stride, d + 1)) return true;
+    }
+    return false;
+  }
+
+ private:
+  struct Dim {
+    int64_t stride, low, high;    // in bytes
+    int64_t least = 0, most = 0;  // sum over the dimensions after this one
+  };
+
+  static int64_t ceil_div(int64_t x, int64_t by) { return x / by + (x % by > 0); }
+
+  void add(const Tensor& t, int sign) {
+    const int64_t element = element_bytes(t);
+    add(1, element, sign);
+    for (int64_t i = 0; i < t.dim(); ++i) add(t.stride(i) * element, t.size(i), sign);
+  }
+
+  void add(int64_t stride, int64_t size, int sign) {
+    if (size <= 1 || stride == 0) return;
+    const int64_t last = size - 1;
+    for (int d = 0; d < count_; ++d) {
+      if (dims_[d].stride != stride) continue;
+      (sign > 0 ? dims_[d].high : dims_[d].low) += sign * last;
+      return;
+    }
+    dims_[count_++] = sign > 0 ? Dim{stride, 0, last} : Dim{stride, -last, 0};
+  }
+
+  Dim dims_[16];
+  int count_ = 0;
+  int patience_ = 4096;
+};
+
+// One past the last byte of a view that is not empty, from its first one.
+int64_t extent(const Tensor& t) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < t.dim(); ++i) last += t.stride(i) * (t.size(i) - 1);
+  return (last + 1) * element_bytes(t);
+}
+
+bool share_memory(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto at = reinterpret_cast<intptr_t>(a.data_ptr()), bt = reinterpret_cast<intptr_t>(b.data_ptr());
+  if (at + extent(a) <= bt || bt + extent(b) <= at) return false;
+  return a.dim() + b.dim() > 12 || Distances(a, b).contain(bt - at);
+}
+
+bool is_same_view(const Tensor& a, const Tensor& b) {
+  if (a.data_ptr() != b.data_ptr()) return false;
+  for (int64_t i = 0; i < a.dim(); ++i) {
+    if (a.size(i) > 1 && a.stride(i) != b.stride(i)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void Check::apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const {
+  if (share_memory(out, in)) {
+    value_error(std::string(out_arg) + " overlaps " + in_arg + ", expected memory of its own");
+  }
 }
 
 void Check::same_or_apart(const Tensor& out, const char* out_arg, const Tensor& in,
                           const char* in_arg) const {
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size of dimensions that move
-  bool same_strides = true;
-  int64_t out_extent = 1, in_extent = 1;
-  for (int64_t i = 0; i < out.dim(); ++i) {
-    if (out.size(i) == 0) return;
-    if (out.size(i) == 1) continue;
-    same_strides = same_strides && out.stride(i) == in.stride(i);
-    out_extent += out.stride(i) * (out.size(i) - 1);
-    in_extent += in.stride(i) * (in.size(i) - 1);
-    dims.emplace_back(out.stride(i), out.size(i));
+  if (!is_same_view(out, in) && share_memory(out, in)) {
+    value_error(std::string(out_arg) + " overlaps " + in_arg +
+                " in part, expected the same memory or none of it");
   }
-  const auto to = reinterpret_cast<intptr_t>(out.data_ptr()),
-             from = reinterpret_cast<intptr_t>(in.data_ptr());
-  const int64_t element = element_size(to_dtype(out.scalar_type()));
-  if (to + out_extent * element <= from || from + in_extent * element <= to) return;
-  if (same_strides) {
-    if (to == from) return;
-    std::sort(dims.rbegin(), dims.rend());
-    // Neither a shared element nor (distance not a multiple of the element) a shared byte.
-    if ((to - from) % element == 0 && !reaches((to - from) / element, dims, 0)) return;
-  }
-  value_error(std::string(out_arg) + " overlaps " + in_arg +
-              " in part, expected the same memory or none of it");
-}
-
-void Check::apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const {
-  if (out.numel() == 0 || in.numel() == 0) return;
-  struct Rows {
-    int64_t at, stride, width, extent;  // in bytes
-  };
-  const auto rows_of = [](const Tensor& t) {
-    const int64_t element = element_size(to_dtype(t.scalar_type()));
-    const int64_t stride = t.size(0) > 1 ? t.stride(0) * element : 0, width = t.size(1) * element;
-    return Rows{reinterpret_cast<int64_t>(t.data_ptr()), stride, width, stride * (t.size(0) - 1) + width};
-  };
-  const Rows to = rows_of(out), from = rows_of(in);
-  if (to.at + to.extent <= from.at || from.at + from.extent <= to.at) return;
-  if (to.stride == from.stride && to.stride > 0) {
-    const int64_t shift = ((to.at - from.at) % to.stride + to.stride) % to.stride;
-    if (shift >= from.width && shift + to.width <= to.stride) return;
-  }
-  value_error(std::string(out_arg) + " overlaps " + in_arg + ", expected memory of its own");
 }
 
 CacheShape Check::caches(const Tensor& k_cache, const Tensor& v_cache, const char* k_arg,

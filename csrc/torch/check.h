@@ -33,6 +33,7 @@ class Check {
   void that(bool ok, const std::string& text) const {  // for rare checks whose text is cheap
     if (!ok) value_error(text);
   }
+  void given(const Tensor& t, const char* arg) const;
   void dtype(const Tensor& t, const char* arg, std::initializer_list<ScalarType> allowed) const;
   void same_dtype(const Tensor& t, const char* arg, const Tensor& ref, const char* ref_arg) const;
   void same_device(const Tensor& t, const char* arg, const Tensor& ref, const char* ref_arg) const;
@@ -43,11 +44,10 @@ class Check {
   void range(int64_t value, const char* arg, int64_t low, int64_t high) const;  // both ends included
   // An output must not have two indices that name the same memory (an expanded dimension, say).
   void no_self_overlap(const Tensor& t, const char* arg) const;
-  // An output of an input's shape may be that very input (in place) or share no element with it.
-  void same_or_apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const;
-
-  // An output [rows, n] must share no element with a matrix [rows, k]; columns of one fused buffer are apart.
+  // An output must share no byte with an input, whatever their shapes; columns of one fused buffer are apart.
   void apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const;
+  // The same, but an output of an input's shape may be that very input (in place).
+  void same_or_apart(const Tensor& out, const char* out_arg, const Tensor& in, const char* in_arg) const;
 
   // Checks one cache pair and returns what both have in common.
   CacheShape caches(const Tensor& k_cache, const Tensor& v_cache, const char* k_arg = "k_cache",

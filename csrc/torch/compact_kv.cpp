@@ -15,7 +15,7 @@ void compact_kv(std::vector<Tensor> k_caches, std::vector<Tensor> v_caches, Tens
   check_indices(check, cu_moves, "cu_moves", ScalarType::Int, -1, "[batch + 1]", k_cache);
   if (cu_moves.size(0) < 1) check.value_error("cu_moves has shape [0], expected [batch + 1]");
   const int64_t batch = cu_moves.size(0) - 1;
-  if (batch == 0) return;
+  if (batch == 0 && runs_cuda_kernels(k_cache)) return;
 
   CompactKvParams params{};
   params.k_caches = layers.k_caches.data();

@@ -126,6 +126,7 @@ void delta_prefill(Tensor out, OptTensor lse, Tensor query, Tensor k_cache, Tens
                         {&block_table, "block_table"}}) {
     check.same_device(*t, arg, query, "query");
   }
+  check.apart(out, "out", query, "query");  // other splits of a row may still need it
 
   DeltaPrefillParams params{};
   params.out = heads_view(out);
@@ -153,7 +154,7 @@ void delta_prefill(Tensor out, OptTensor lse, Tensor query, Tensor k_cache, Tens
   fill_mask(check, tree_mask, query, params);
   fill_optional(check, lse, sinks, schedule, query, params);
   if (schedule) check_schedule_size(check, *schedule, schedule_entries(query, batch));
-  if (params.total_q == 0 || batch == 0) return;
+  if (runs_cuda_kernels(query) && (params.total_q == 0 || batch == 0)) return;
   Tensor workspace = query;  // of CUDA: from torch's caching allocator, which orders its reuse by the stream
   if (runs_cuda_kernels(query) && &cuda::delta_prefill_workspace) {
     params.workspace_size = workspace_size_on(query, [&] { return cuda::delta_prefill_workspace(params); });

@@ -18,6 +18,8 @@ void fused_add_rms_norm(Tensor input, Tensor residual, Tensor weight, double eps
   check.same_device(residual, "residual", input, "input");
   check.apart(residual, "residual", input, "input");
   norm_weight_and_epsilon(check, weight, input, epsilon);
+  check.apart(input, "input", weight, "weight");
+  check.apart(residual, "residual", weight, "weight");
   if (input.numel() == 0) return;
 
   FusedAddRmsNormParams params{};

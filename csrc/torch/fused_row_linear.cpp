@@ -15,6 +15,7 @@ void fused_row_linear(Tensor out, Tensor x, Tensor weight, OptTensor bias, OptTe
   check.same_dtype(out, "out", x, "x");
   if (norm_weight) {
     norm_weight_and_epsilon(check, *norm_weight, x, epsilon, "norm_weight", "x");
+    check.apart(out, "out", *norm_weight, "norm_weight");
     params.norm_weight = norm_weight->data_ptr();
     params.epsilon = static_cast<float>(epsilon);
   }

@@ -27,6 +27,7 @@ void rms_norm(Tensor out, Tensor input, Tensor weight, double epsilon) {
   check.same_device(out, "out", input, "input");
   check.same_or_apart(out, "out", input, "input");
   norm_weight_and_epsilon(check, weight, input, epsilon);
+  check.apart(out, "out", weight, "weight");
   if (input.numel() == 0) return;
 
   RmsNormParams params{};

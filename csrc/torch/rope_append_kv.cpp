@@ -17,7 +17,7 @@ const void* norm_weight(const Check& check, const OptTensor& weight, const char*
 }
 
 void check_query(const Check& check, const Tensor& query_out, const Tensor& query, const Tensor& key,
-                 const Tensor& k_cache) {
+                 const Tensor& value, const Tensor& k_cache) {
   check.same_dtype(query, "query", key, "key");
   check.shape(query, "query", {-1, -1, key.size(2)}, "[num_tokens, num_heads, head_dim]");
   check.last_dim_contiguous(query, "query");
@@ -32,6 +32,8 @@ void check_query(const Check& check, const Tensor& query_out, const Tensor& quer
   check.same_device(query_out, "query_out", k_cache, "k_cache");
   check.no_self_overlap(query_out, "query_out");
   check.same_or_apart(query_out, "query_out", query, "query");
+  check.apart(query_out, "query_out", key, "key");
+  check.apart(query_out, "query_out", value, "value");
 }
 
 }  // namespace
@@ -44,7 +46,7 @@ void rope_append_kv(Tensor query_out, Tensor k_cache, Tensor v_cache, Tensor que
   RopeAppendKvParams params{};
   params.append = append_params(check, k_cache, v_cache, key, value, slot_mapping, k_scale, v_scale);
   const int64_t num_tokens = params.append.num_tokens;
-  check_query(check, query_out, query, key, k_cache);
+  check_query(check, query_out, query, key, value, k_cache);
   check.dtype(positions, "positions", {ScalarType::Long, ScalarType::Int});
   check.shape(positions, "positions", {-1}, "[num_tokens]");
   check.contiguous(positions, "positions");

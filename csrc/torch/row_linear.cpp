@@ -13,10 +13,15 @@ namespace skv::entry {
 namespace {
 
 void linear_dtype(const Check& check, const Tensor& t, const char* arg) {
+  check.given(t, arg);
   switch (t.scalar_type()) {
+    case ScalarType::Int:  // GPTQ and AWQ hold eight values in each
     case ScalarType::Char:
     case ScalarType::Byte:
     case ScalarType::Float8_e4m3fn:
+    case ScalarType::Float8_e5m2:
+    case ScalarType::Float8_e4m3fnuz:
+    case ScalarType::Float8_e5m2fnuz:
       check.not_implemented(std::string(arg) + " has dtype " + dtype_name(t.scalar_type()) +
                             "; quantised weights are not supported, expected float32 or float16 or bfloat16");
     default:
@@ -33,9 +38,9 @@ RowLinearParams row_linear_params(const Check& check, const Tensor& out, const T
   check.dtype(x, "x", {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
   check.shape(x, "x", {-1, -1}, "[rows, k]");
   const DType dtype = to_dtype(x.scalar_type());
+  linear_dtype(check, weight, "weight");
   const int64_t rows = x.size(0), k = x.size(1), pair = linear_pair(dtype),
                 n = weight.dim() > 0 ? weight.size(0) : 0;
-  linear_dtype(check, weight, "weight");
   check.same_dtype(weight, "weight", x, "x");
   const bool packed = weight.dim() == 3;
   if (packed) {
@@ -46,6 +51,7 @@ RowLinearParams row_linear_params(const Check& check, const Tensor& out, const T
     check.shape(weight, "weight", {-1, k}, "[n, k]");
     check.last_dim_contiguous(weight, "weight");
   }
+  check.given(out, "out");
   if (halves) {
     check.that(n % 2 == 0,
                "weight has " + std::to_string(n) + " rows, expected an even number: gate, then up");
@@ -61,11 +67,13 @@ RowLinearParams row_linear_params(const Check& check, const Tensor& out, const T
   check.same_device(x, "x", out, "out");
   check.same_device(weight, "weight", out, "out");
   check.apart(out, "out", x, "x");  // other rows may still need x
+  check.apart(out, "out", weight, "weight");
   if (bias) {
     check.same_dtype(*bias, "bias", x, "x");
     check.shape(*bias, "bias", {n}, "[n]");
     check.contiguous(*bias, "bias");
     check.same_device(*bias, "bias", out, "out");
+    check.apart(out, "out", *bias, "bias");
   }
 
   RowLinearParams params{};
@@ -102,6 +110,7 @@ void pack_linear_weight(Tensor packed, Tensor weight) {
   check.same_device(packed, "packed", weight, "weight");
   check.shape(packed, "packed", {n, pairs(k, pair), pair}, "[n, ceil(k / pair), pair]");
   check.contiguous(packed, "packed");
+  check.apart(packed, "packed", weight, "weight");
   if (n == 0 || k == 0) return;
 
   PackLinearWeightParams params{};

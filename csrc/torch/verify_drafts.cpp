@@ -90,7 +90,7 @@ void verify_drafts(Tensor tokens, Tensor num_tokens, OptTensor rows, Tensor logi
     params.token_bitmask = static_cast<const int32_t*>(token_bitmask->data_ptr());
     params.bitmask_stride = token_bitmask->stride(0);
   }
-  if (batch == 0) return;
+  if (batch == 0 && runs_cuda_kernels(logits)) return;
 
   params.tokens = static_cast<int32_t*>(tokens.data_ptr());
   params.num_tokens = static_cast<int32_t*>(num_tokens.data_ptr());
