@@ -41,7 +41,7 @@ class Cuda(Cpu):
     def supports(self, op, dtype=torch.float32, cache_dtype=None, head_dim=64, block_size=16):
         if op == "delta_prefill" and (head_dim not in (64, 96, 128, 192, 256) or dtype == torch.float32):
             return False
-        return block_size & (block_size - 1) == 0
+        return head_dim <= 256 and block_size & (block_size - 1) == 0
 
 
 class Simt(Cuda):

@@ -96,7 +96,7 @@ def test_block_sizes_and_boundaries(backend, block_size):
 
 
 @pytest.mark.each_isa
-@pytest.mark.parametrize("head_dim", [8, 16, 24, 40, 64, 80, 96, 112, 128, 192, 256])
+@pytest.mark.parametrize("head_dim", [8, 16, 24, 40, 64, 80, 96, 112, 128, 192, 256, 2056])
 def test_head_dims(backend, head_dim):
     if not backend.supports("append_kv", torch.float16, head_dim=head_dim):
         pytest.skip("not promised on this backend")

@@ -39,7 +39,7 @@ def test_one_fp8_scale_alone(backend):
 
 
 @pytest.mark.each_isa
-@pytest.mark.parametrize("head_dim", [8, 16, 24, 40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256])
+@pytest.mark.parametrize("head_dim", [8, 16, 24, 40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256, 2056])
 def test_head_dims(backend, head_dim):
     skip_unless(backend, head_dim=head_dim)
     for dtype in LOW:

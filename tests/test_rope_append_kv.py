@@ -124,7 +124,8 @@ def test_fp8_cache(backend, dtype, scale_shape):
 
 @pytest.mark.each_isa
 @pytest.mark.parametrize("head_dim, rotary_dim", [(8, 2), (8, 8), (24, 16), (40, 6), (64, 32), (80, 20), (96, 96),
-                                                  (112, 56), (128, 64), (192, 192), (256, 64), (256, 256)])  # fmt: skip
+                                                  (112, 56), (128, 64), (192, 192), (256, 64), (256, 256),
+                                                  (2056, 1030)])  # fmt: skip
 def test_head_and_rotary_dims(backend, head_dim, rotary_dim):
     if not backend.supports("rope_append_kv", head_dim=head_dim):
         pytest.skip("not promised on this backend")

@@ -272,8 +272,9 @@ CacheShape Check::caches(const Tensor& k_cache, const Tensor& v_cache, const cha
   if (k_cache.size(2) < 1)
     value_error(std::string(k_arg) + " has shape " + shape_of(k_cache) + ", expected at least one KV head");
   const int64_t head_dim = k_cache.size(3);
-  if (head_dim < 8 || head_dim % 8 != 0 || head_dim > 1024) {
-    not_implemented("head_dim is " + std::to_string(head_dim) + ", expected a multiple of 8 up to 1024");
+  if (head_dim < 8 || head_dim % 8 != 0 || head_dim > kMaxHeadDim) {
+    not_implemented("head_dim is " + std::to_string(head_dim) + ", expected a multiple of 8 up to " +
+                    std::to_string(kMaxHeadDim));
   }
   return {k_cache.size(0), static_cast<int32_t>(k_cache.size(1)), static_cast<int32_t>(k_cache.size(2)),
           static_cast<int32_t>(head_dim), to_dtype(k_cache.scalar_type())};

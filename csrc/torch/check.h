@@ -18,6 +18,8 @@ namespace skv::entry {
 using torch::headeronly::ScalarType;
 using Tensor = torch::stable::Tensor;
 
+constexpr int64_t kMaxHeadDim = 65536;  // of the CPU; a CUDA kernel says which it takes
+
 std::string dtype_name(ScalarType type);
 std::string shape_of(const Tensor& t);
 DType to_dtype(ScalarType type);  // of a type that a check has admitted

@@ -175,9 +175,9 @@ void schedule_delta_prefill(Tensor schedule, Tensor cu_seqlens_q, Tensor seqused
   check.range(num_kv_heads, "num_kv_heads", 1, kMaxInt32);
   check.range(num_heads, "num_heads", 1, kMaxInt32);
   check_heads(check, num_heads, num_kv_heads);
-  if (head_dim < 8 || head_dim % 8 != 0 || head_dim > 1024) {
-    check.not_implemented("head_dim is " + std::to_string(head_dim) +
-                          ", expected a multiple of 8 up to 1024");
+  if (head_dim < 8 || head_dim % 8 != 0 || head_dim > kMaxHeadDim) {
+    check.not_implemented("head_dim is " + std::to_string(head_dim) + ", expected a multiple of 8 up to " +
+                          std::to_string(kMaxHeadDim));
   }
   check.range(max_seqlen_q, "max_seqlen_q", 0, kMaxInt32);
   check.range(num_splits, "num_splits", -1, kMaxInt32);
