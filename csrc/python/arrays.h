@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 namespace skv::python {
 
@@ -17,9 +18,10 @@ using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 // Refuses what is no token, before a conversion to int32 could wrap it.
 template <class T>
 void require_tokens(const T* data, py::ssize_t size, const char* call, const char* argument) {
-  bool ok = true;  // one pass without branches: nearly always all are fine
-  for (py::ssize_t i = 0; i < size; ++i) ok &= data[i] >= 0 && data[i] <= T(INT32_MAX);
-  if (ok) return;
+  using Bits = std::make_unsigned_t<std::common_type_t<T, int32_t>>;
+  Bits bits = 0;  // of all of them, in one pass that vectorises: nearly always all are fine
+  for (py::ssize_t i = 0; i < size; ++i) bits |= static_cast<Bits>(data[i]);
+  if (bits <= static_cast<Bits>(INT32_MAX)) return;
   const T* bad = std::find_if(data, data + size, [](T t) { return !(t >= 0 && t <= T(INT32_MAX)); });
   throw py::value_error(std::string(call) + ": " + argument + "[" + std::to_string(bad - data) + "] is " +
                         std::to_string(*bad) + ", expected a token from 0 to " + std::to_string(INT32_MAX));
