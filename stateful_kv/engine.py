@@ -4,7 +4,6 @@ An Engine owns one model, one block pool and the radix tree over it; a Session i
 One thread owns an engine and all its sessions.
 """
 
-import operator
 import os
 import pathlib
 import time
@@ -15,12 +14,16 @@ import torch
 from torch import Tensor
 
 from . import models
+from .arguments import INF, INT32, each, flag, instance, integer, namespace_bytes, shown, token_ids
 from .device_step import DeviceLoop
 from .generate import KVCache, Loop, score
 from .responses import ResponseCache
-from .runtime import Runtime, StaleHandle
+from .runtime import OutOfBlocks, Runtime, StaleHandle
 from .sampling import PromptLookup, SamplingParams
-from .session import Before, Event, Request, Running, Session, Tokens, Turn, TurnStats
+from .session import Before, Event, Prepared, Request, Running, Session, Tokens, Turn, TurnStats
+
+DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+GREEDY = SamplingParams()
 
 
 class Engine:
@@ -70,17 +73,26 @@ class Engine:
         device_loop: bool = False,
         response_cache: int = 0,
     ):
-        for name, value, low, high in (
-            ("block_size", block_size, 1, 256),
-            ("num_blocks", 1 if num_blocks is None else num_blocks, 1, 2**31 - 1),
-            ("max_batch_tokens", max_batch_tokens, 1, 2**31 - 1),
-            ("max_seqs", max_seqs, 1, 2**20),
-            ("response_cache", response_cache, 0, 2**31 - 1),
-        ):
-            if not low <= operator.index(value) <= high:
-                raise ValueError(f"Engine: {name} is {value}, expected {low} to {high}")
+        if not isinstance(model, models.Decoder):
+            raise TypeError(
+                f"Engine: model is {shown(model)}, expected a Decoder (Engine.from_pretrained takes a directory)"
+            )
+        block_size = integer("Engine", "block_size", block_size, 1, 256)
+        if num_blocks is not None:
+            num_blocks = integer("Engine", "num_blocks", num_blocks, 1, INT32[1])
+        max_batch_tokens = integer("Engine", "max_batch_tokens", max_batch_tokens, 1, INT32[1])
+        max_seqs = integer("Engine", "max_seqs", max_seqs, 1, 2**20)
+        response_cache = integer("Engine", "response_cache", response_cache, 0, INT32[1])
+        prefix_cache = flag("Engine", "prefix_cache", prefix_cache)
+        device_loop = flag("Engine", "device_loop", device_loop)
+        deterministic = None if deterministic is None else flag("Engine", "deterministic", deterministic)
+        cascade = None if cascade is None else flag("Engine", "cascade", cascade)
+        if not isinstance(eviction, str) or eviction not in ("lru", "turns"):
+            raise ValueError(f"Engine: eviction is {shown(eviction)}, expected 'lru' or 'turns'")
         if speculation is not None and not isinstance(speculation, PromptLookup):
             raise TypeError(f"Engine: speculation is {speculation!r}, expected a PromptLookup or None")
+        if model.device.type not in ("cpu", "cuda"):
+            raise NotImplementedError(f"Engine: the model's device is {model.device}, expected cpu or cuda")
         if model.device.type == "cuda" and model.dtype == torch.float32:
             raise NotImplementedError(
                 "Engine: the model's dtype is float32 on cuda, expected float16 or bfloat16: pass dtype=torch.bfloat16"
@@ -88,7 +100,7 @@ class Engine:
         draft = speculation or PromptLookup()
         if deterministic is None:
             deterministic = model.device.type == "cpu" and draft.branches == 0 and not cascade
-        self.deterministic = bool(deterministic)
+        self.deterministic = deterministic
         if cascade and self.deterministic:
             raise ValueError("Engine: cascade is True, expected False or None where deterministic is True")
         _require_trees_fit(draft, model, self.deterministic, device_loop)
@@ -99,6 +111,7 @@ class Engine:
         max_blocks_per_seq = -(-self.max_length // block_size)
         if num_blocks is None:
             num_blocks = _default_num_blocks(model, block_size, max_blocks_per_seq * max_seqs)
+        self.num_blocks = num_blocks
         self._runtime = Runtime(
             num_blocks=num_blocks,
             block_size=block_size,
@@ -119,7 +132,7 @@ class Engine:
         self._loop.is_timed = speculation is not None and speculation.adaptive
         # Not on the CPU unless asked for: 2 to 8 sequences sharing up to 1024 tokens were slower with AVX2.
         by_device = model.device.type == "cuda" and not self.deterministic
-        self._loop.shares_spans = by_device if cascade is None else bool(cascade)
+        self._loop.shares_spans = by_device if cascade is None else cascade
         if device_loop:
             self._loop.device_loop = DeviceLoop(
                 model, self._loop.cache, self._runtime, self._loop.planned, draft,
@@ -138,25 +151,37 @@ class Engine:
     def from_pretrained(
         cls,
         directory: str | pathlib.Path,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = "cpu",
+        dtype: torch.dtype | str | None = None,
         **options,
     ) -> "Engine":
         """An engine on a Hugging Face checkpoint directory (Llama, Qwen2, Qwen3, Mistral); `options` as for Engine.
 
-        Raises NotImplementedError naming an unsupported architecture, ValueError naming a missing tensor.
+        dtype: torch's or its name; None or "auto" = the one the config names, else float32. Raises NotImplementedError
+        naming an unsupported architecture, ValueError naming a missing tensor.
         """
-        return cls(models.load(directory, torch.device(device), dtype), **options)
+        if not isinstance(directory, (str, os.PathLike)):
+            raise TypeError(f"from_pretrained: directory is {shown(directory)}, expected a path")
+        named = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+        if not any(named is known for known in DTYPES.values()):
+            raise ValueError(f"from_pretrained: dtype is {shown(dtype)}, expected one of {', '.join(DTYPES)}")
+        try:
+            place = torch.device("cpu" if device is None else device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"from_pretrained: device is {shown(device)}, expected 'cpu' or 'cuda'") from error
+        return cls(models.load(directory, place, named), **options)
 
     # ---- conversations ----
 
-    def open_session(self, namespace: str = "", draft_spans: Iterable[Tokens] = ()) -> Session:
-        """A new, empty conversation. Prefixes are shared within a namespace only (one per tenant, say).
+    def open_session(self, namespace: str | bytes | None = "", draft_spans: Iterable[Tokens] | None = ()) -> Session:
+        """A new, empty conversation. Prefixes are shared within a namespace only (one per tenant, say; None is "").
 
         draft_spans: texts that its answers, and those of its forks, are expected to contain (spans.call_spans makes
         them of tools' schemas): where an answer begins like one, the rest is drafted. Raises ValueError for bad tokens.
         """
-        spans = [self._checked(span) for span in draft_spans]
+        namespace = namespace_bytes("open_session", namespace)
+        texts = () if draft_spans is None else each("open_session", "draft_spans", draft_spans, "sequences of integers")
+        spans = [self._checked(text, "open_session", f"draft_spans[{i}]") for i, text in enumerate(texts)]
         session = Session(self, self._runtime.open(namespace), namespace)
         if spans:
             self._runtime.set_spans(session._handle, spans)
@@ -167,30 +192,21 @@ class Engine:
 
         All or nothing: when one fails, every session is as it was before the call.
         """
-        requests = list(requests)
-        before = [self._idle(request.session) for request in requests]
-        if len({id(session) for session, *_ in before}) < len(before):
-            raise ValueError("generate: a session is busy with another request of the batch")
-        try:
-            running = [self._submit(request) for request in requests]
-            while any(r.turn is None for r in running):
-                self._advance()
-        except BaseException:
-            self._restore(before)
-            raise
-        return [r.turn for r in running]
+        return self._generate(requests, "generate")
 
-    def complete(self, prompt: Tokens, params: SamplingParams | None = None, namespace: str = "") -> Turn:
+    def complete(
+        self, prompt: Tokens, params: SamplingParams | None = None, namespace: str | bytes | None = ""
+    ) -> Turn:
         """One stateless completion: the longest prefix of the prompt found in the radix tree is reused."""
-        with self.open_session(namespace) as session:
-            return session.generate(prompt, params)
+        with self.open_session(namespace_bytes("complete", namespace)) as session:
+            return self._generate([Request(session, prompt, params)], "complete")[0]
 
     # ---- servers: requests join and leave between steps ----
 
     def submit(self, request: Request) -> int:
         """Enqueues a turn; step() serves it. Returns its id. Raises ValueError for bad tokens, OutOfBlocks for a turn
-        that the whole pool could not hold."""
-        return self._submit(request, is_for_step=True).request_id
+        that the whole pool could not hold if its answer got as long as max_tokens."""
+        return self._begin(self._prepared(request, "submit")).request_id
 
     def step(self) -> list[Event]:
         """One step of everything that runs; returns what happened to submitted requests since the last call, one event
@@ -209,14 +225,20 @@ class Engine:
         return events
 
     def abort(self, request_id: int) -> None:
-        """Forgets a submitted request: its session is as before it, no event of it comes any more. When it has just
-        finished nothing is left to forget: its turn stands."""
+        """Forgets a submitted request: its session is as before it, no event of it comes any more; so too where its
+        turn is over (the response cache knew the answer, say) and step() has not told of that yet. Once it has, or
+        where the session went on since, nothing is left to forget: the turn stands."""
+        request_id = integer("abort", "request_id", request_id, -INF, INF)
         if not 0 < request_id <= self._last_request_id:
-            raise ValueError(f"abort: request_id is {request_id}, expected an id that submit() returned")
+            raise ValueError(f"abort: request_id is {shown(request_id)}, expected an id that submit() returned")
         self._settle()
         running = self._running.get(request_id)
-        if running is not None:
-            self._restore([running.before])
+        if running is None:
+            running, _ = self._submitted.get(request_id, (None, 0))
+            if running is None or not self._is_latest(running):
+                return
+            del self._submitted[request_id]
+        self._restore([running.before])
 
     def stats(self) -> dict[str, int]:
         """Counters and the state of the pool: rows_fed (rows that entered the model), steps, blocks_copied, tree_steps
@@ -230,99 +252,150 @@ class Engine:
 
     def score(self, tokens: Tokens) -> Tensor:
         """float32 logits [vocab] of what follows `tokens`, computed from nothing, beside the cache."""
-        return score(self.model, self._checked(tokens).tolist(), self.block_size, self._loop.num_splits)
+        checked = self._checked(tokens, "score")
+        if not 1 <= len(checked) <= self.max_length:
+            raise ValueError(f"score: got {len(checked)} tokens, expected 1 to {self.max_length}")
+        return score(self.model, checked.tolist(), self.block_size, self._loop.num_splits)
 
     # ---- inside ----
 
-    def _checked(self, tokens: Tokens) -> np.ndarray:
-        if isinstance(tokens, Tensor):
-            tokens = tokens.cpu().numpy()
-        array = np.asarray(tokens)
-        if array.size == 0:
-            return np.empty(0, np.int32)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise TypeError(f"tokens: got shape {array.shape} of {array.dtype}, expected a flat sequence of integers")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.model.config.vocab_size:
-            bad = low if low < 0 else high
-            raise ValueError(
-                f"tokens: {bad} is not in the vocabulary, expected 0 to {self.model.config.vocab_size - 1}"
-            )
-        return np.ascontiguousarray(array, np.int32)
+    def _checked(self, tokens: Tokens, call: str, name: str = "tokens") -> np.ndarray:
+        return token_ids(call, name, tokens, self.model.config.vocab_size)
 
-    def _idle(self, session: Session) -> Before:
-        """The session as it is. Raises ValueError while a turn of it is in progress."""
+    def _idle(self, session: Session, call: str) -> Before:
+        """The session as it is. Raises ValueError while a turn of it is in progress, StaleHandle once it is closed."""
+        instance(call, "session", session, Session)
         if session._engine is not self:
-            raise ValueError("generate: the session belongs to another engine")
+            raise ValueError(f"{call}: the session belongs to another engine")
+        if session._is_closed:
+            raise StaleHandle(f"{call}: the session is closed")
         self._settle()
         request_id = self._runtime.request_of(session._handle)
-        if request_id in self._running:
-            raise ValueError(f"generate: the session is busy with request {request_id}")
+        if (running := self._running.get(request_id)) is not None:
+            raise ValueError(f"{call}: the session is busy with {running.how_to_end()}")
         if request_id:  # an interrupt left it behind
             self._runtime.abort(request_id)
         return session, len(session), session._last_turn
 
-    def _submit(self, request: Request, is_for_step: bool = False) -> Running:
-        before = session, start, _ = self._idle(request.session)
-        tokens, params = self._checked(request.tokens), request.params
-        room = self.max_length - start - len(tokens)
+    def _is_latest(self, running: Running) -> bool:
+        """Whether a turn that is over was the last thing that happened in its session."""
+        session = running.session
+        return session._is_closed or (
+            session._last_turn == running.request_id and not self._runtime.request_of(session._handle)
+        )
+
+    def _generate(self, requests: Sequence[Request], call: str) -> list[Turn]:
+        given = each(call, "requests", requests, "a sequence of Request")
+        prepared = [self._prepared(request, call, f"requests[{i}]") for i, request in enumerate(given)]
+        before = [p.before for p in prepared]
+        if len({id(session) for session, *_ in before}) < len(before):
+            raise ValueError(f"{call}: a session is busy with another request of the batch")
+        try:
+            running = [self._begin(p) for p in prepared]
+            while any(r.turn is None for r in running):
+                self._advance()
+        except BaseException:
+            self._restore(before)
+            raise
+        return [r.turn for r in running]
+
+    def _prepared(self, request: Request, call: str, name: str = "request") -> Prepared:
+        """The request, found good; nothing is changed yet."""
+        instance(call, name, request, Request)
+        before = self._idle(request.session, call)
+        params = GREEDY if request.params is None else request.params
+        instance(call, "params", params, SamplingParams)
+        priority = integer(call, "priority", request.priority, *INT32)
+        tokens_name = "prompt" if call == "complete" else "tokens"
+        tokens = self._checked(request.tokens, call, tokens_name)
+        prompt = before[1] + len(tokens)
+        if prompt == 0:
+            raise ValueError(f"{call}: {tokens_name} is empty, expected at least one in an empty session")
+        room = self.max_length - prompt
         if room < 1:
             raise ValueError(
-                f"generate: {start} tokens so far + {len(tokens)} new leave no room for an answer within the "
+                f"{call}: {before[1]} tokens so far + {len(tokens)} new leave no room for an answer within the "
                 f"model's {self.max_length} positions"
             )
-        most = min(params.max_tokens, room)
+        most = params.max_tokens
+        if most is None:
+            most = max(1, self._room_in_pool(prompt))
+        most = min(most, room)
+        return Prepared(call, before, tokens, params, most, priority)
+
+    def _begin(self, p: Prepared) -> Running:
         try:
-            key = self._response_key(session, tokens, params, most)
+            key = self._response_key(p)
             if (known := self._responses.find(key)) is not None:
-                running = self._answer(before, tokens, *known)
+                running = self._answer(p, *known)
             else:
-                running = self._enqueue(before, tokens, params, most, operator.index(request.priority))
+                running = self._enqueue(p)
                 running.response_key = key
-            if is_for_step:
+            if p.call == "submit":
                 self._submitted[running.request_id] = running, 0
             return running
         except BaseException:
-            self._restore([before])
+            self._restore([p.before])
             raise
 
-    def _response_key(self, session: Session, delta: np.ndarray, params: SamplingParams, most: int) -> bytes | None:
+    def _response_key(self, p: Prepared) -> bytes | None:
         if self._responses.capacity == 0:
             return None
+        session = p.before[0]
         before = self._runtime.tokens(session._handle)
-        return (
-            self._responses.key(session._namespace, before, delta, params, most) if len(before) + len(delta) else None
-        )
+        return self._responses.key(session._namespace, before, p.tokens, p.params, p.max_tokens)
 
-    def _enqueue(
-        self, before: Before, delta: np.ndarray, params: SamplingParams, max_tokens: int, priority: int
-    ) -> Running:
-        # By position: eight keywords would take longer than all of the runtime's own work.
-        request_id = self._runtime.submit(
-            before[0]._handle,
-            delta,
-            max_tokens,
-            params.temperature,
-            params.top_k,
-            params.top_p,
-            params.min_p,
-            params.drawn_seed(),
-            np.asarray(params.stop_token_ids, np.int32),
-            -1,  # num_drafts: the runtime's
-            priority,
-        )
+    def _enqueue(self, p: Prepared) -> Running:
+        params = p.params
+        try:
+            # By position: eight keywords would take longer than all of the runtime's own work.
+            request_id = self._runtime.submit(
+                p.before[0]._handle,
+                p.tokens,
+                p.max_tokens,
+                params.temperature,
+                params.top_k,
+                params.top_p,
+                params.min_p,
+                params.drawn_seed(),
+                np.asarray(params.stop_token_ids, np.int32),
+                -1,  # num_drafts: the runtime's
+                p.priority,
+            )
+        except OutOfBlocks as error:
+            raise self._explained(error, p) from None
         self._last_request_id = max(self._last_request_id, request_id)
-        running = self._running[request_id] = Running(request_id, before, len(delta), params.stop_token_ids)
+        running = Running(request_id, p.before, len(p.tokens), params.stop_token_ids, p.call)
+        self._running[request_id] = running
         return running
 
-    def _answer(self, before: Before, delta: np.ndarray, answer: np.ndarray, finish_reason: str) -> Running:
+    def _room_in_pool(self, prompt_length: int) -> int:
+        """The longest answer that the whole pool could hold; its last token is never written."""
+        return self.num_blocks * self.block_size - prompt_length + 1
+
+    def _explained(self, error: OutOfBlocks, p: Prepared) -> OutOfBlocks:
+        """The same error in terms of what the caller gave."""
+        start = p.before[1]
+        fits = self._room_in_pool(start + len(p.tokens))
+        explained = OutOfBlocks(
+            f"{p.call}: out of KV blocks: {start} tokens so far + {len(p.tokens)} new + up to {p.max_tokens} of the "
+            f"answer (max_tokens is {p.params.max_tokens}) need {error.needed} blocks of {self.block_size}, the engine "
+            f"has {self.num_blocks}: expected "
+            + (f"max_tokens at most {fits}" if fits > 0 else "fewer tokens")
+            + ", or a larger num_blocks of Engine"
+        )
+        for name in ("needed", "free", "evictable", "pinned"):
+            setattr(explained, name, getattr(error, name))
+        return explained
+
+    def _answer(self, p: Prepared, answer: np.ndarray, finish_reason: str) -> Running:
         """A turn that is over as it begins."""
-        session, start, _ = before
-        request_id = self._runtime.append(session._handle, np.concatenate([delta, answer]))
+        session, start, _ = p.before
+        request_id = self._runtime.append(session._handle, np.concatenate([p.tokens, answer]))
         self._last_request_id = max(self._last_request_id, request_id)
-        running = Running(request_id, before, len(delta))
+        running = Running(request_id, p.before, len(p.tokens))
         running.tokens = answer.tolist()
-        stats = TurnStats(start + len(delta), 0, len(delta), 0, 0, 0, 0, 0.0, 0.0, from_response_cache=True)
+        stats = TurnStats(start + len(p.tokens), 0, len(p.tokens), 0, 0, 0, 0, 0.0, 0.0, from_response_cache=True)
         running.turn = Turn(list(running.tokens), finish_reason, stats)
         session._last_turn = request_id
         return running

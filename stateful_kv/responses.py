@@ -21,17 +21,16 @@ class ResponseCache:
         self._answers: collections.OrderedDict[bytes, tuple[np.ndarray, str]] = collections.OrderedDict()
 
     def key(
-        self, namespace: str | bytes, before: np.ndarray, delta: np.ndarray, params: SamplingParams, max_tokens: int
+        self, namespace: bytes, before: np.ndarray, delta: np.ndarray, params: SamplingParams, max_tokens: int
     ) -> bytes | None:
         """None: the answer is drawn with a fresh seed, or nothing is ever kept."""
         is_greedy = params.temperature == 0
         if self.capacity == 0 or not (is_greedy or params.seed is not None):
             return None
         drawn = () if is_greedy else (params.temperature, params.top_k, params.top_p, params.min_p, params.drawn_seed())
-        salt = namespace if isinstance(namespace, bytes) else namespace.encode()
-        asked = (len(salt), max_tokens, sorted(set(params.stop_token_ids)), drawn)
+        asked = (len(namespace), max_tokens, sorted(set(params.stop_token_ids)), drawn)
         digest = hashlib.blake2b(repr(asked).encode(), digest_size=32)
-        for part in (salt, before.tobytes(), delta.tobytes()):
+        for part in (namespace, before.tobytes(), delta.tobytes()):
             digest.update(part)
         return digest.digest()
 

@@ -1,51 +1,48 @@
 """What a caller asks of a turn: sampling, stops, speculation."""
 
-import operator
 import random
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .arguments import INF, INT32, each, flag, integer, real
+
+LARGEST = 3.4028234e38  # that float32 holds, in which tokens are drawn
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How one answer is drawn.
 
-    max_tokens: at most this many tokens. temperature 0: greedy, else logits / temperature. top_k <= 0, top_p >= 1,
-    min_p <= 0 switch those filters off. stop_token_ids (any iterable of ids) end the answer and are part of it. seed
-    (any integer, taken modulo 2^64): same seed, same conversation, same answer, with drafts or without; None draws a
-    fresh one for each turn.
+    max_tokens: at most this many tokens; None = as many as the model has positions for and the pool blocks.
+    temperature 0: greedy, else logits / temperature. top_k <= 0, top_p >= 1, min_p <= 0 or None switch those filters
+    off. stop_token_ids (any iterable of ids, or None) end the answer and are part of it. seed (any integer, taken
+    modulo 2^64): same seed, same conversation, same answer, with drafts or without; None draws a fresh one for each
+    turn.
     """
 
-    max_tokens: int = 128
+    max_tokens: int | None = 128
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    stop_token_ids: tuple[int, ...] = field(default=())
+    top_k: int | None = 0
+    top_p: float | None = 1.0
+    min_p: float | None = 0.0
+    stop_token_ids: Iterable[int] | None = ()
     seed: int | None = None
 
     def __post_init__(self):
-        for name, low, high in (("max_tokens", 1, 2**31 - 1), ("top_k", -(2**31), 2**31 - 1)):
-            try:
-                value = operator.index(getattr(self, name))
-            except TypeError:
-                raise TypeError(f"SamplingParams: {name} is {getattr(self, name)!r}, expected an integer") from None
-            if not low <= value <= high:
-                raise ValueError(f"SamplingParams: {name} is {value}, expected {low} to {high}")
-        try:
-            stops = tuple(operator.index(t) for t in self.stop_token_ids)
-            seed = None if self.seed is None else operator.index(self.seed)
-        except TypeError:
-            raise TypeError(
-                f"SamplingParams: stop_token_ids is {self.stop_token_ids!r}, seed {self.seed!r}, expected integers"
-            ) from None
-        if any(not 0 <= t < 2**31 for t in stops):
-            raise ValueError(f"SamplingParams: stop_token_ids is {stops}, expected token ids")
-        object.__setattr__(self, "stop_token_ids", stops)
-        object.__setattr__(self, "seed", seed)
-        if not 0.0 <= self.temperature < float("inf"):
-            raise ValueError(f"SamplingParams: temperature is {self.temperature}, expected a finite number >= 0")
-        if self.top_p != self.top_p or self.min_p != self.min_p:
-            raise ValueError("SamplingParams: top_p or min_p is NaN, expected a number")
+        def keep(name, value):
+            object.__setattr__(self, name, value)
+
+        call = "SamplingParams"
+        if self.max_tokens is not None:
+            keep("max_tokens", integer(call, "max_tokens", self.max_tokens, 1, INT32[1]))
+        keep("temperature", real(call, "temperature", self.temperature, 0.0, LARGEST, "a finite number >= 0"))
+        keep("top_k", 0 if self.top_k is None else integer(call, "top_k", self.top_k, *INT32))
+        keep("top_p", 1.0 if self.top_p is None else real(call, "top_p", self.top_p, 0.0, INF, "a number >= 0"))
+        keep("min_p", 0.0 if self.min_p is None else real(call, "min_p", self.min_p, -INF, 1.0, "a number <= 1"))
+        if self.seed is not None:
+            keep("seed", integer(call, "seed", self.seed, -INF, INF))
+        stops = () if self.stop_token_ids is None else each(call, "stop_token_ids", self.stop_token_ids, "integers")
+        keep("stop_token_ids", tuple(integer(call, "stop_token_ids", t, 0, INT32[1]) for t in stops))
 
     def drawn_seed(self) -> int:
         if self.seed is None:
@@ -75,18 +72,20 @@ class PromptLookup:
     branches: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.relatives <= 64:
-            raise ValueError(f"PromptLookup: relatives is {self.relatives}, expected 0 to 64")
-        if not 0 <= self.branches <= 16:
-            raise ValueError(f"PromptLookup: branches is {self.branches}, expected 0 to 16")
+        call = "PromptLookup"
+        for name, low, high, hint in (
+            ("max_ngram", 1, 16, ""),
+            ("min_ngram", 1, 16, ""),
+            ("num_drafts", 1, 2**20, " (speculation=None: no drafts)"),
+            ("relatives", 0, 64, ""),
+            ("branches", 0, 16, ""),
+        ):
+            object.__setattr__(self, name, integer(call, name, getattr(self, name), low, high, hint))
+        for name in ("latest", "adaptive"):
+            object.__setattr__(self, name, flag(call, name, getattr(self, name)))
         if self.branches and self.num_drafts > 63:
-            raise ValueError(f"PromptLookup: num_drafts is {self.num_drafts}, expected at most 63 with branches")
-        if not 1 <= self.min_ngram <= self.max_ngram <= 16:
+            raise ValueError(f"{call}: num_drafts is {self.num_drafts}, expected at most 63 with branches")
+        if self.min_ngram > self.max_ngram:
             raise ValueError(
-                f"PromptLookup: min_ngram is {self.min_ngram}, max_ngram {self.max_ngram}, "
-                "expected 1 <= min_ngram <= max_ngram <= 16"
-            )
-        if self.num_drafts < 1:
-            raise ValueError(
-                f"PromptLookup: num_drafts is {self.num_drafts}, expected at least 1 (or speculation=None)"
+                f"{call}: min_ngram is {self.min_ngram}, expected at most max_ngram, which is {self.max_ngram}"
             )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from .arguments import integer
 from .runtime import StaleHandle
 from .sampling import SamplingParams
 
@@ -69,7 +70,7 @@ class Request:
 
     session: Session
     tokens: Tokens
-    params: SamplingParams = field(default_factory=SamplingParams)
+    params: SamplingParams | None = field(default_factory=SamplingParams)
     priority: int = 0  # under memory pressure the lowest is preempted first
 
 
@@ -82,10 +83,29 @@ class Event:
     turn: Turn | None
 
 
+class Prepared(NamedTuple):
+    """A request found good, and the call it came by; max_tokens: those that the model has positions for."""
+
+    call: str
+    before: Before
+    tokens: np.ndarray
+    params: SamplingParams
+    max_tokens: int
+    priority: int
+
+
 class Running:
     """A submitted request on its way."""
 
-    def __init__(self, request_id: int, before: Before, delta_length: int, stop_token_ids: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        request_id: int,
+        before: Before,
+        delta_length: int,
+        stop_token_ids: tuple[int, ...] = (),
+        call: str = "generate",
+    ):
+        self.call = call
         self.request_id, self.before, self.stop_token_ids = request_id, before, stop_token_ids
         self.session = before[0]
         self.delta_length, self.prompt_length = delta_length, before[1] + delta_length
@@ -95,12 +115,17 @@ class Running:
         self.submitted_at = time.perf_counter()
         self.first_token_at = self.submitted_at
 
+    def how_to_end(self) -> str:
+        ways = {"stream": "read the stream to its end, close() it", "submit": "step() until its turn is over"}
+        way = ways.get(self.call, "wait until the call returns")
+        return f"request {self.request_id} of an earlier {self.call}(): {way} or abort({self.request_id})"
+
 
 class Session:
     """An agent's conversation, until close(). Its tokens stay; its KV stays while memory allows and is otherwise
     recomputed, with the same answers."""
 
-    def __init__(self, engine: Engine, handle: int, namespace: str | bytes = ""):
+    def __init__(self, engine: Engine, handle: int, namespace: bytes = b""):
         self._engine, self._handle, self._namespace = engine, handle, namespace
         self._is_closed = False
         self._last_turn = 0  # the request whose turn was the last thing that happened here; 0: it was something else
@@ -128,22 +153,23 @@ class Session:
 
         Raises ValueError for bad tokens, OutOfBlocks when the pool cannot hold the turn; the session is then as before.
         """
-        return self._engine.generate([Request(self, new_tokens, params or SamplingParams())])[0]
+        return self._engine.generate([Request(self, new_tokens, params)])[0]
 
     def stream(self, new_tokens: Tokens, params: SamplingParams | None = None) -> Stream:
         """As generate, token by token. Closing the stream early (or dropping it) commits new_tokens and exactly the
         tokens it yielded."""
-        return Stream(self._engine, Request(self, new_tokens, params or SamplingParams()))
+        return Stream(self._engine, Request(self, new_tokens, params))
 
     def fork(self) -> Session:
         """A second conversation with the same past. Copy-on-write: no KV is copied until one of the two writes into the
         tail block they share."""
-        self._engine._settle()
+        self._engine._idle(self, "fork")
         return Session(self._engine, self._engine._runtime.fork(self._handle), self._namespace)
 
     def rollback(self, length: int) -> None:
         """Forgets everything after the first `length` tokens."""
-        self._engine._settle()
+        _, present, _ = self._engine._idle(self, "rollback")
+        length = integer("rollback", "length", length, 0, present, ", the tokens that the session has")
         self._engine._runtime.rollback(self._handle, length)
         self._last_turn = 0
 
@@ -171,7 +197,7 @@ class Stream:
 
     def __init__(self, engine: Engine, request: Request):
         self._engine, self._num_yielded = engine, 0
-        self._running = engine._submit(request)
+        self._running = engine._begin(engine._prepared(request, "stream"))
         self._is_open = True
 
     def __iter__(self) -> Stream:

@@ -148,7 +148,8 @@ def test_linears_of_a_gpu_are_torchs_until_an_engine_is_deterministic(checkpoint
 
 
 def test_float32_on_a_gpu_is_refused_by_name():
-    model = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    model = decoder.Decoder.__new__(decoder.Decoder)
+    model.device, model.dtype = torch.device("cuda"), torch.float32
     with pytest.raises(NotImplementedError, match="dtype is float32 on cuda, expected float16 or bfloat16"):
         Engine(model)
 
