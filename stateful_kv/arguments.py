@@ -1,5 +1,6 @@
 """Arguments as what they are used as, or an error naming the call, the argument, what came and what was expected."""
 
+import math
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -7,14 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-INF = float("inf")
+INF = math.inf
 INT32 = (-(2**31), 2**31 - 1)
 FLAT = "expected a flat sequence of integers"
 
 
 def shown(value: Any) -> str:
     """Of a long value its beginning: a message is one line."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of more digits than Python writes, say
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
@@ -40,7 +44,7 @@ def real(call: str, name: str, value: Any, low: float, high: float, expected: st
             raise TypeError
         number = float(value)
     except OverflowError:  # an integer beyond all floats, which is beyond all bounds
-        number = float("nan")
+        number = math.nan
     except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor with several elements
         raise TypeError(f"{call}: {name} is {shown(value)}, expected {expected}") from None
     if not low <= number <= high:  # NaN included
@@ -68,10 +72,13 @@ def flag(call: str, name: str, value: Any) -> bool:
 
 
 def namespace_bytes(call: str, namespace: str | bytes | None) -> bytes:
+    if isinstance(namespace, bytes):
+        return namespace
+    namespace = "" if namespace is None else namespace
+    if not isinstance(namespace, str):
+        raise TypeError(f"{call}: namespace is {shown(namespace)}, expected text or bytes")
     try:
-        return namespace if isinstance(namespace, bytes) else ("" if namespace is None else namespace).encode()
-    except AttributeError:
-        raise TypeError(f"{call}: namespace is {shown(namespace)}, expected text or bytes") from None
+        return namespace.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{call}: namespace is {shown(namespace)}, expected text that UTF-8 can hold") from None
 
@@ -87,20 +94,20 @@ def token_ids(call: str, name: str, tokens: Any, vocab_size: int) -> np.ndarray:
             return np.empty(0, np.int32)
         if array.dtype.kind in "iu" and array.min() >= 0 and array.max() < vocab_size:
             return np.ascontiguousarray(array, np.int32)
-    raise _token_error(call, name, array if isinstance(tokens, torch.Tensor) else tokens, array, vocab_size)
+        # numpy makes one type of all, be it float: of some of its own kinds, of one that is too large.
+        return _token_ids_one_by_one(call, name, array if isinstance(tokens, torch.Tensor) else tokens, vocab_size)
+    came = f"has shape {list(array.shape)}" if array.ndim else f"is {shown(tokens)}"
+    raise TypeError(f"{call}: {name} {came}, {FLAT}")
 
 
-def _token_error(call: str, name: str, tokens: Any, array: np.ndarray, vocab_size: int) -> Exception:
-    """About the first that is none; array: what numpy made of the tokens, one type for all."""
-    if array.ndim != 1:
-        came = f"has shape {list(array.shape)}" if array.ndim else f"is {shown(tokens)}"
-        return TypeError(f"{call}: {name} {came}, {FLAT}")
+def _token_ids_one_by_one(call: str, name: str, tokens: Any, vocab_size: int) -> np.ndarray:
+    numbers = []
     for i, token in enumerate(tokens):
         try:
-            number = operator.index(None if is_bool(token) else token)
+            numbers.append(operator.index(None if is_bool(token) else token))
         except TypeError:
-            return TypeError(f"{call}: {name}[{i}] is {shown(token)}, {FLAT}")
-        if not 0 <= number < vocab_size:
-            number = shown(number)
-            return ValueError(f"{call}: {name}[{i}]: {number} is not in the vocabulary, expected 0 to {vocab_size - 1}")
-    return TypeError(f"{call}: {name} has dtype {array.dtype}, {FLAT}")
+            raise TypeError(f"{call}: {name}[{i}] is {shown(token)}, {FLAT}") from None
+        if not 0 <= numbers[i] < vocab_size:
+            bad = f"{name}[{i}]: {shown(numbers[i])}"
+            raise ValueError(f"{call}: {bad} is not in the vocabulary, expected 0 to {vocab_size - 1}")
+    return np.array(numbers, np.int32)

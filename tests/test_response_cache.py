@@ -113,3 +113,63 @@ def test_a_turn_given_up_leaves_no_answer(model):
     engine.step()
     engine.abort(request)
     assert not is_known(engine, [5, 5])
+
+
+@pytest.mark.parametrize("response_cache", [8, 0])
+@pytest.mark.parametrize("is_over", [False, True])
+def test_an_aborted_request_is_taken_back_until_it_was_told_of(model, response_cache, is_over):
+    """Known from the cache, computed in another's turn, or not begun: what is not told of yet makes no difference."""
+    engine = engine_of(model, response_cache)
+    answer = engine.complete([1, 2, 3], GREEDY).tokens
+    session = engine.open_session()
+    session.generate([7], GREEDY)
+    before = session.tokens
+    engine.complete([*before, 1, 2, 3], GREEDY)
+    request = engine.submit(skv.Request(session, [1, 2, 3], GREEDY))
+    if is_over:
+        engine.open_session().generate([9], skv.SamplingParams(max_tokens=20))
+    assert (len(session) > len(before)) == (is_over or response_cache > 0)
+    engine.abort(request)
+    assert session.tokens == before
+    assert engine.step() == []
+    engine.abort(request)
+    session.rollback(0)
+    assert session.generate([1, 2, 3], GREEDY).tokens == answer
+    engine._runtime.check()
+
+
+@pytest.mark.parametrize("later", ["generate", "submit", "rollback", "told"])
+def test_a_known_turn_stands_once_told_of_or_built_on(model, later):
+    engine = engine_of(model)
+    answer = engine.complete([1, 2, 3], GREEDY).tokens
+    session = engine.open_session()
+    request = engine.submit(skv.Request(session, [1, 2, 3], GREEDY))
+    told = []
+    if later == "generate":
+        expected = [1, 2, 3, *answer, 8, *session.generate([8], GREEDY).tokens]
+    elif later == "submit":
+        expected, newer = [1, 2, 3, *answer], engine.submit(skv.Request(session, [8], GREEDY))
+    elif later == "rollback":
+        expected = [1, 2, 3, *answer[:2]]
+        session.rollback(5)
+    else:
+        expected, told = [1, 2, 3, *answer], engine.step()
+    engine.abort(request)
+    assert session.tokens == expected
+    while later == "submit" and engine._running:
+        told += engine.step()
+    told += engine.step()
+    assert [event.tokens for event in told if event.request_id == request] == [answer]
+    if later == "submit":
+        assert session.tokens == [*expected, 8, *(t for e in told if e.request_id == newer for t in e.tokens)]
+
+
+def test_no_event_comes_of_a_known_turn_aborted_after_its_session_was_closed(model):
+    engine = engine_of(model)
+    engine.complete([1, 2, 3], GREEDY)
+    session = engine.open_session()
+    request = engine.submit(skv.Request(session, [1, 2, 3], GREEDY))
+    session.close()
+    engine.abort(request)
+    assert engine.step() == []
+    engine._runtime.check()
