@@ -1,8 +1,11 @@
 """The tables of benchmarks/results/FIGURES.md, each from one committed result file."""
 
+import argparse
 import json
 import pathlib
+import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks.losses import load, proofs
 from benchmarks.proof import tables
 
@@ -312,3 +315,9 @@ def ablation(folder: str) -> str:
 def repetitions(result: dict) -> str:
     counts = sorted({r["repetitions"] for r in result["rows"] if r["contestant"].startswith("ours")})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=f"{__doc__} A part of figures.py, which writes them all.")
+    parser.parse_args()
+    parser.print_help()

@@ -5,6 +5,7 @@ other; a colour per context, a dash per batch. The floor is the larger of bytes 
 FLOP over the measured rate of matrix products.
 """
 
+import argparse
 import math
 import pathlib
 import sys
@@ -70,4 +71,8 @@ def main(source: str, target: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="JSON")
+    parser.add_argument("target", metavar="SVG", nargs="?")
+    args = parser.parse_args()
+    sys.exit(main(args.source, args.target))

