@@ -111,6 +111,9 @@ class Engine:
         max_blocks_per_seq = -(-self.max_length // block_size)
         if num_blocks is None:
             num_blocks = _default_num_blocks(model, block_size, max_blocks_per_seq * max_seqs)
+        else:
+            _require_memory(model, block_size, num_blocks)
+        max_batch_tokens = min(max_batch_tokens, max_seqs * self.max_length)  # no step has more, and rows take memory
         self.num_blocks = num_blocks
         self._runtime = Runtime(
             num_blocks=num_blocks,
@@ -555,3 +558,17 @@ def _default_num_blocks(model: models.Decoder, block_size: int, useful: int) -> 
     else:
         budget = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 4, 8 << 30)
     return max(1, min(budget // per_block, useful))
+
+
+def _require_memory(model: models.Decoder, block_size: int, num_blocks: int) -> None:
+    """Refuses what could not be there even if nothing else was: allocators fail later, or never and are killed."""
+    per_block = KVCache.bytes_per_block(model, block_size)
+    if model.device.type == "cuda":
+        total = torch.cuda.mem_get_info(model.device)[1]
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_blocks > total // per_block:
+        raise ValueError(
+            f"Engine: num_blocks is {num_blocks}, of {per_block} bytes each, expected at most the {total // per_block} "
+            f"that {model.device.type} memory could hold"
+        )

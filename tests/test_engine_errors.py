@@ -1,5 +1,7 @@
 """What callers give by mistake is refused by name before anything changes; what they may expect to work does."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,21 @@ def test_numpys_numbers_are_numbers(model):
 )
 def test_engines_are_refused_by_name(model, name, value, error, came):
     refused(lambda: engine_of(model, **{name: value}), error, f"Engine: {name} is {came}")
+
+
+def test_more_blocks_than_memory_could_hold_are_refused_before_they_are_tried(model, monkeypatch):
+    message = "Engine: num_blocks is 2147483647, of 4096 bytes each, expected at most the "
+    refused(lambda: skv.Engine(model, num_blocks=2**31 - 1), ValueError, message)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}[name])
+    message = "Engine: num_blocks is 101, of 4096 bytes each, expected at most the 100 that cpu memory could hold"
+    refused(lambda: skv.Engine(model, num_blocks=101), ValueError, message)
+    skv.Engine(model, num_blocks=100)
+
+
+def test_a_step_of_any_size_takes_no_more_memory_than_sessions_have_tokens(model):
+    engine = engine_of(model, max_batch_tokens=2**31 - 1, max_seqs=2)
+    assert engine._runtime.buffers["token_ids"].shape == (2 * 512,)
+    assert engine.complete([1, 2, 3], SHORT).tokens == engine_of(model).complete([1, 2, 3], SHORT).tokens
 
 
 def test_a_model_is_a_decoder(directory, model, monkeypatch):
