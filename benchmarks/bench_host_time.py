@@ -81,8 +81,8 @@ def measure(length: int, delta: int, answer: int, turns: int) -> dict:
     """Medians over `turns` turns, each on the same conversation of `length` tokens, rolled back after it."""
     model = make_model(length + delta + answer + 64)
     engine = skv.Engine(model, num_blocks=(length + 2 * turns * (delta + answer)) // 16 + 64, max_batch_tokens=2048)
-    layers, binding, runtime = Stopwatch(), Stopwatch(), engine._runtime
-    engine._runtime = engine._loop.runtime = Timed(runtime, binding)
+    layers, binding, runtime = Stopwatch(), Stopwatch(), engine._loop.runtime
+    engine._loop.runtime = Timed(runtime, binding)
     model.logits = layers.wrap(model.logits)
     r = np.random.default_rng(length)
     session = engine.open_session()

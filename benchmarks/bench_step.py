@@ -126,7 +126,7 @@ def engine_of(model: Decoder, sessions: int, args, device_loop: bool) -> skv.Eng
         text = torch.randint(0, model.config.vocab_size, (args.context,), generator=r)
         params = skv.SamplingParams(max_tokens=answer)
         engine.submit(skv.Request(engine.open_session(), text, params))
-    while engine._runtime.stats()["waiting"] or any(not run.tokens for run in engine._running.values()):
+    while engine._loop.runtime.stats()["waiting"] or any(not run.tokens for run in engine._turns.running.values()):
         engine.step()
     return engine
 

@@ -15,7 +15,7 @@ from .runtime import StaleHandle
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .turns import Turns
 
 Tokens = Sequence[int] | np.ndarray | Tensor
 Before = tuple["Session", int, int]  # a session, its length and its last turn
@@ -125,8 +125,8 @@ class Session:
     """An agent's conversation, until close(). Its tokens stay; its KV stays while memory allows and is otherwise
     recomputed, with the same answers."""
 
-    def __init__(self, engine: Engine, handle: int, namespace: bytes = b""):
-        self._engine, self._handle, self._namespace = engine, handle, namespace
+    def __init__(self, turns: Turns, handle: int, namespace: bytes = b""):
+        self._turns, self._handle, self._namespace = turns, handle, namespace
         self._is_closed = False
         self._last_turn = 0  # the request whose turn was the last thing that happened here; 0: it was something else
 
@@ -135,52 +135,52 @@ class Session:
 
     @property
     def tokens(self) -> list[int]:
-        self._engine._settle()
-        return self._engine._runtime.tokens(self._handle).tolist()
+        self._turns.settle()
+        return self._turns.runtime.tokens(self._handle).tolist()
 
     def __len__(self) -> int:
-        self._engine._settle()
-        return self._engine._runtime.length(self._handle)
+        self._turns.settle()
+        return self._turns.runtime.length(self._handle)
 
     @property
     def resident(self) -> int:
         """How many leading tokens have their KV in the cache right now."""
-        self._engine._settle()
-        return self._engine._runtime.resident(self._handle)
+        self._turns.settle()
+        return self._turns.runtime.resident(self._handle)
 
     def generate(self, new_tokens: Tokens, params: SamplingParams | None = None) -> Turn:
         """One turn: ingests new_tokens (a delta; the conversation so far is not computed again), draws an answer.
 
         Raises ValueError for bad tokens, OutOfBlocks when the pool cannot hold the turn; the session is then as before.
         """
-        return self._engine.generate([Request(self, new_tokens, params)])[0]
+        return self._turns.generate([Request(self, new_tokens, params)], "generate")[0]
 
     def stream(self, new_tokens: Tokens, params: SamplingParams | None = None) -> Stream:
         """As generate, token by token. Closing the stream early (or dropping it) commits new_tokens and exactly the
         tokens it yielded."""
-        return Stream(self._engine, Request(self, new_tokens, params))
+        return Stream(self._turns, Request(self, new_tokens, params))
 
     def fork(self) -> Session:
         """A second conversation with the same past. Copy-on-write: no KV is copied until one of the two writes into the
         tail block they share."""
-        self._engine._idle(self, "fork")
-        return Session(self._engine, self._engine._runtime.fork(self._handle), self._namespace)
+        self._turns.idle(self, "fork")
+        return Session(self._turns, self._turns.runtime.fork(self._handle), self._namespace)
 
     def rollback(self, length: int) -> None:
         """Forgets everything after the first `length` tokens."""
-        _, present, _ = self._engine._idle(self, "rollback")
+        _, present, _ = self._turns.idle(self, "rollback")
         length = integer("rollback", "length", length, 0, present, ", the tokens that the session has")
-        self._engine._runtime.rollback(self._handle, length)
+        self._turns.runtime.rollback(self._handle, length)
         self._last_turn = 0
 
     def close(self) -> None:
         """Ends the conversation, and a turn in progress with it; what it wrote stays in the prefix cache until evicted.
         Closing twice is harmless; anything else on a closed session raises runtime.StaleHandle."""
         if not self._is_closed:
-            self._engine._settle()
-            self._engine._forget_turn(self)
+            self._turns.settle()
+            self._turns.forget_turn(self)
             self._is_closed = True  # first: interrupts arrive as a call returns
-            self._engine._runtime.close(self._handle)
+            self._turns.runtime.close(self._handle)
 
     def __enter__(self) -> Session:
         return self
@@ -195,9 +195,9 @@ class Stream:
 
     _is_open = False
 
-    def __init__(self, engine: Engine, request: Request):
-        self._engine, self._num_yielded = engine, 0
-        self._running = engine._begin(engine._prepared(request, "stream"))
+    def __init__(self, turns: Turns, request: Request):
+        self._turns, self._num_yielded = turns, 0
+        self._running = turns.begin(turns.prepared(request, "stream"))
         self._is_open = True
 
     def __iter__(self) -> Stream:
@@ -210,14 +210,14 @@ class Stream:
         if running.session._is_closed:
             raise StaleHandle("stream: its session is closed")
         try:
-            self._engine._settle()
-            while self._num_yielded == len(running.tokens) and running.request_id in self._engine._running:
-                self._engine._advance()
+            self._turns.settle()
+            while self._num_yielded == len(running.tokens) and running.request_id in self._turns.running:
+                self._turns.advance()
         except BaseException:
             self._is_open = False
-            self._engine._restore([running.before])
+            self._turns.restore([running.before])
             raise
-        is_forgotten = running.turn is None and running.request_id not in self._engine._running
+        is_forgotten = running.turn is None and running.request_id not in self._turns.running
         if is_forgotten or self._num_yielded == len(running.tokens):
             self._is_open = False
             raise StopIteration
@@ -228,7 +228,7 @@ class Stream:
         """Ends the turn where it stands; closing twice is harmless."""
         if self._is_open:
             self._is_open = False
-            self._engine._finish_early(self._running, self._num_yielded)
+            self._turns.finish_early(self._running, self._num_yielded)
 
     def __del__(self) -> None:
         self.close()

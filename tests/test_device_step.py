@@ -73,10 +73,10 @@ def run_settled(engine, seed, rounds):
         script.between_steps()
         script.step()
         if engine._loop.device_loop is not None and engine._loop.device_loop._launched:
-            script.step() if not engine._running else script.take(engine_events(engine))
-        runtime = engine._runtime
+            script.step() if not engine._turns.running else script.take(engine_events(engine))
+        runtime = engine._loop.runtime
         runtime.check()
-        running = {i: runtime.known_tokens(i).tolist() for i in engine._running}
+        running = {i: runtime.known_tokens(i).tolist() for i in engine._turns.running}
         yield running, [s.tokens for s in script.sessions], {i: counts(t) for i, t in script.turns.items()}, script
 
 
@@ -109,7 +109,7 @@ def test_the_state_after_every_step_is_that_of_the_hosts_steps(model, speculatio
 
 def cached_kv(engine, tokens):
     """The KV of a conversation that has just been taken, by the blocks its next turn would find."""
-    runtime, n = engine._runtime, len(tokens) - 1
+    runtime, n = engine._loop.runtime, len(tokens) - 1
     session = engine.open_session()
     runtime.submit(session._handle, np.asarray(tokens, np.int32), 1)
     info = runtime.plan()
@@ -165,7 +165,7 @@ def test_a_host_one_step_behind_gets_the_same_answers(model, seed, adaptive):
             assert engine._loop.device_loop.steps > 10
         if "num_blocks" in options:
             assert engine._loop.steps > 3 and (adaptive or engine.stats()["preemptions"] > 0)
-        engine._runtime.check()
+        engine._loop.runtime.check()
 
 
 def sent_by_turn(model, monkeypatch, length):
@@ -248,7 +248,7 @@ def test_a_failed_step_changes_nothing(model, monkeypatch):
         sessions[0].generate([4, 5], params)
     monkeypatch.undo()
     assert sessions[0].tokens == before
-    engine._runtime.check()
+    engine._loop.runtime.check()
     answers = [session.generate([4, 5], params).tokens for session in sessions]
     assert answers[0] == answers[1]
 
@@ -272,14 +272,14 @@ def test_a_copy_that_failed_is_made_again(model, monkeypatch):
     engine.submit(skv.Request(children[0], [7], params))
     with pytest.raises(ZeroDivisionError):
         engine.step()
-    engine._runtime.check()
+    engine._loop.runtime.check()
     events = []
     while not events or events[-1].turn is None:
         events += engine.step()
     tokens = events[-1].turn.tokens
     assert tokens == children[1].generate([7], params).tokens and children[0].tokens == children[1].tokens
     assert engine._loop.device_loop.blocks_copied == 1
-    engine._runtime.check()
+    engine._loop.runtime.check()
 
 
 def test_a_step_that_draws_nothing_is_an_error(model, monkeypatch):
@@ -330,7 +330,7 @@ def test_what_callers_do_between_steps_is_no_time_of_theirs(model, adaptive, is_
     loop = engine._loop.device_loop
     timed = loop.runtime = Timed(loop.runtime)
     engine.submit(skv.Request(engine.open_session(), [1, 2, 3], skv.SamplingParams(max_tokens=8)))
-    while engine._running:
+    while engine._turns.running:
         engine.step()
         if loop._launched and is_on_gpu:
             loop._launched[-1] = loop._launched[-1]._replace(began=Reached(2.0), is_done=Reached(5.0))

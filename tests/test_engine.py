@@ -33,7 +33,7 @@ def engine_of(checkpoint):
 
     yield make
     for engine in made:
-        engine._runtime.check()
+        engine._loop.runtime.check()
 
 
 def delta(seed: int, n: int) -> list[int]:
@@ -214,7 +214,7 @@ def test_an_interrupted_turn_leaves_everything_as_it_was(engine_of, monkeypatch)
         engine.generate([skv.Request(a, delta(31, 30), SAMPLED), skv.Request(b, delta(32, 3), GREEDY)])
     monkeypatch.undo()
     assert (a.tokens, b.tokens) == (tokens_before, [])
-    engine._runtime.check()
+    engine._loop.runtime.check()
     assert a.generate(delta(31, 30), SAMPLED).tokens == cold(engine_of, tokens_before + delta(31, 30), SAMPLED)
     assert b.generate(delta(32, 3), GREEDY).tokens == cold(engine_of, delta(32, 3), GREEDY)
 
@@ -225,11 +225,11 @@ def test_an_interrupt_between_two_calls_leaves_everything_as_it_was(engine_of, m
     engine = engine_of(max_batch_tokens=16)
     a, b = engine.open_session(), engine.open_session()
     a.generate(delta(30, 21), GREEDY)
-    tokens_before, runtime = a.tokens, engine._runtime
-    engine._runtime = engine._loop.runtime = InterruptAfter(runtime, method, n)
+    tokens_before, runtime = a.tokens, engine._loop.runtime
+    engine._loop.runtime = InterruptAfter(runtime, method, n)
     with pytest.raises(KeyboardInterrupt):
         engine.generate([skv.Request(a, delta(31, 30), SAMPLED), skv.Request(b, delta(32, 3), GREEDY)])
-    engine._runtime = engine._loop.runtime = runtime
+    engine._loop.runtime = runtime
     assert (a.tokens, b.tokens) == (tokens_before, [])
     runtime.check()
     assert a.generate(delta(31, 30), SAMPLED).tokens == cold(engine_of, tokens_before + delta(31, 30), SAMPLED)
@@ -288,7 +288,7 @@ def test_bad_requests_are_refused_before_anything_happens(engine_of):
         with pytest.raises(error, match=message):
             engine.generate(requests)
         assert session.tokens == before
-        engine._runtime.check()
+        engine._loop.runtime.check()
     for bad in (dict(max_tokens=0), dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_p=float("nan"))):
         with pytest.raises(ValueError, match="SamplingParams"):
             skv.SamplingParams(**bad)

@@ -36,7 +36,7 @@ def engine_of(model, **options):
 def engine(model):
     engine = engine_of(model)
     yield engine
-    engine._runtime.check()
+    engine._loop.runtime.check()
 
 
 def refused(act, error, message):
@@ -198,7 +198,7 @@ def test_more_blocks_than_memory_could_hold_are_refused_before_they_are_tried(mo
 
 def test_a_step_of_any_size_takes_no_more_memory_than_sessions_have_tokens(model):
     engine = engine_of(model, max_batch_tokens=2**31 - 1, max_seqs=2)
-    assert engine._runtime.buffers["token_ids"].shape == (2 * 512,)
+    assert engine._loop.runtime.buffers["token_ids"].shape == (2 * 512,)
     assert engine.complete([1, 2, 3], SHORT).tokens == engine_of(model).complete([1, 2, 3], SHORT).tokens
 
 
@@ -377,7 +377,7 @@ def test_what_is_no_request_is_refused_by_name(engine):
         (HUGE, ValueError, f"{HUGE}, expected an id that submit() returned"),
     ):
         refused(lambda i=request_id: engine.abort(i), error, f"abort: request_id is {came}")
-    assert session.tokens == [] and engine.stats() == before and not engine._running
+    assert session.tokens == [] and engine.stats() == before and not engine._turns.running
 
 
 def test_nothing_of_a_batch_begins_where_one_request_is_bad(model):
@@ -419,7 +419,7 @@ def test_a_busy_session_says_what_it_is_busy_with_and_how_that_ends(engine):
     stream.close()
     engine.abort(request_id)
     assert len(session.generate([1], SHORT).tokens) == len(other.generate([1], SHORT).tokens) == 3
-    for end in (list, lambda stream: engine.abort(engine._last_request_id)):
+    for end in (list, lambda stream: engine.abort(engine._turns.last_request_id)):
         end(session.stream([1, 2, 3], SHORT))
         session.rollback(0)
 

@@ -30,7 +30,7 @@ def engine_of(model):
 
     yield make
     for engine in made:
-        engine._runtime.check()
+        engine._loop.runtime.check()
 
 
 def answer(engine_of, prompt, n):
@@ -38,14 +38,13 @@ def answer(engine_of, prompt, n):
 
 
 def set_runtime(engine, runtime):
-    loops = [loop for loop in (engine._loop, engine._loop.device_loop) if loop is not None]
-    for holder in (engine, *loops):
-        holder._runtime = holder.runtime = runtime
+    for loop in filter(None, (engine._loop, engine._loop.device_loop)):
+        loop.runtime = runtime
 
 
 def interrupted(engine, method, n, act):
     """Does what is interrupted after the n-th call of a method of the runtime."""
-    runtime = engine._runtime
+    runtime = engine._loop.runtime
     set_runtime(engine, InterruptAfter(runtime, method, n))
     with pytest.raises(KeyboardInterrupt):
         act()
@@ -74,7 +73,7 @@ def finished_behind(engine):
     stream = session.stream([1, 2, 3], greedy(8))
     next(stream)
     other.generate([5, 6], greedy(12))
-    assert len(session) == 11 and not engine._running
+    assert len(session) == 11 and not engine._turns.running
     return session, stream
 
 
@@ -170,7 +169,7 @@ def test_an_aborted_stream_yields_nothing_that_was_computed_already(engine_of):
     session = engine.open_session()
     stream = session.stream([1, 2, 3], greedy(30))
     engine.open_session().generate([4], greedy(3))
-    engine.abort(engine._runtime.request_of(session._handle))
+    engine.abort(engine._loop.runtime.request_of(session._handle))
     assert list(stream) == [] and session.tokens == []
 
 
@@ -234,7 +233,7 @@ def test_an_interrupt_between_two_events_of_a_step_loses_none(engine_of, monkeyp
     a, b = engine.open_session(), engine.open_session()
     request_id = engine.submit(skv.Request(a, [1, 2, 3], greedy(1)))
     completed = []
-    complete = engine._complete
+    complete = engine._turns._complete
 
     def interrupting(running, *arguments):
         completed.append(running)
@@ -242,7 +241,7 @@ def test_an_interrupt_between_two_events_of_a_step_loses_none(engine_of, monkeyp
             raise KeyboardInterrupt
         complete(running, *arguments)
 
-    monkeypatch.setattr(engine, "_complete", interrupting)
+    monkeypatch.setattr(engine._turns, "_complete", interrupting)
     with pytest.raises(KeyboardInterrupt):
         b.generate([4, 5], greedy(1))
     monkeypatch.undo()
@@ -273,7 +272,7 @@ def test_an_interrupted_submission_leaves_nothing_behind(engine_of, kind, method
         "submit": lambda: engine.submit(skv.Request(a, [1, 2], greedy(4))),
     }
     interrupted(engine, method, 1, take[kind])
-    assert a.tokens == [] and not engine._runtime.is_running(a._handle)
+    assert a.tokens == [] and not engine._loop.runtime.is_running(a._handle)
     assert b.generate([3], greedy(2)).tokens == answer(engine_of, [3], 2)
     assert engine.step() == []
     assert a.generate([1, 2], greedy(4)).tokens == answer(engine_of, [1, 2], 4)
@@ -284,19 +283,19 @@ def test_a_request_that_only_the_runtime_knows_is_aborted(engine_of, is_asked):
     engine = engine_of()
     a, b = engine.open_session(), engine.open_session()
     a.stream([1, 2], greedy(4))._is_open = False
-    engine._running.clear()
+    engine._turns.running.clear()
     if is_asked:
         assert a.generate([1, 2], greedy(4)).tokens == answer(engine_of, [1, 2], 4)
     assert b.generate([3], greedy(2)).tokens == answer(engine_of, [3], 2)
-    assert not engine._runtime.is_running(a._handle)
+    assert not engine._loop.runtime.is_running(a._handle)
 
 
 def test_a_request_that_the_runtime_does_not_know_any_more_is_ended(engine_of):
     engine = engine_of()
     a = engine.open_session()
     engine.submit(skv.Request(a, [1, 2], greedy(4)))
-    engine._runtime.abort(engine._runtime.request_of(a._handle))
-    assert engine.step() == [] and not engine._running
+    engine._loop.runtime.abort(engine._loop.runtime.request_of(a._handle))
+    assert engine.step() == [] and not engine._turns.running
     assert a.generate([1, 2], greedy(4)).tokens == answer(engine_of, [1, 2], 4)
 
 

@@ -42,7 +42,7 @@ def test_a_repeated_conversation_is_answered_without_a_step(model, device_loop):
     new = session.generate([7, 8, 9], skv.SamplingParams(max_tokens=9))
     assert not new.stats.from_response_cache
     assert new.tokens == plain.complete([*answers[0][2], 7, 8, 9], skv.SamplingParams(max_tokens=9)).tokens
-    engine._runtime.check()
+    engine._loop.runtime.check()
 
 
 def test_it_is_off_by_default(model):
@@ -94,14 +94,14 @@ def test_streams_servers_and_turns_that_fail(model):
     ids = [engine.submit(skv.Request(s, tokens, GREEDY)) for s, tokens in ((other, [1, 2, 3]), (session, [9]))]
     events = engine.step()
     assert events[0].request_id == ids[0] and events[0].tokens == events[0].turn.tokens == answer
-    while engine._running:
+    while engine._turns.running:
         engine.step()
     assert len(set(ids)) == 2
     third = engine.open_session()
     with pytest.raises(ValueError, match="not in the vocabulary"):
         engine.generate([skv.Request(third, [1, 2, 3], GREEDY), skv.Request(engine.open_session(), [VOCAB], GREEDY)])
     assert third.tokens == []
-    engine._runtime.check()
+    engine._loop.runtime.check()
 
 
 def test_a_turn_given_up_leaves_no_answer(model):
@@ -135,7 +135,7 @@ def test_an_aborted_request_is_taken_back_until_it_was_told_of(model, response_c
     engine.abort(request)
     session.rollback(0)
     assert session.generate([1, 2, 3], GREEDY).tokens == answer
-    engine._runtime.check()
+    engine._loop.runtime.check()
 
 
 @pytest.mark.parametrize("later", ["generate", "submit", "rollback", "told"])
@@ -156,7 +156,7 @@ def test_a_known_turn_stands_once_told_of_or_built_on(model, later):
         expected, told = [1, 2, 3, *answer], engine.step()
     engine.abort(request)
     assert session.tokens == expected
-    while later == "submit" and engine._running:
+    while later == "submit" and engine._turns.running:
         told += engine.step()
     told += engine.step()
     assert [event.tokens for event in told if event.request_id == request] == [answer]
@@ -172,4 +172,4 @@ def test_no_event_comes_of_a_known_turn_aborted_after_its_session_was_closed(mod
     session.close()
     engine.abort(request)
     assert engine.step() == []
-    engine._runtime.check()
+    engine._loop.runtime.check()

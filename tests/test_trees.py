@@ -69,7 +69,7 @@ def test_answers_are_those_without_drafts(folder, name, params):
     stats, total = turn.stats, engine.stats()
     assert total["tree_steps"] > 5 and stats.accepted_branches > LENGTH // 3 and total["steps"] - steps < LENGTH // 2
     assert stats.accepted_branches <= stats.drafted_branches and stats.accepted_branches <= stats.accepted
-    engine._runtime.check()
+    engine._loop.runtime.check()
 
 
 def resident_kv(engine):
@@ -91,7 +91,7 @@ def test_the_cache_holds_what_it_would_without_drafts(folder, name):
     (answer,) = plain_answers(folder, name, [prompt], params)
     plain, engine = engine_of(folder, name, speculation=None), engine_of(folder, name)
     taught(engine, prompt, answer, params)
-    engine._runtime.evict(160)
+    engine._loop.runtime.evict(160)
     assert engine.complete([3], skv.SamplingParams(max_tokens=1)).tokens
     trees = engine.stats()["tree_steps"]
     session = engine.open_session(draft_spans=decoys(answer))
@@ -134,8 +134,8 @@ def test_trees_chains_deltas_and_single_tokens_in_one_batch(folder, num_blocks):
             ids[engine.submit(skv.Request(session, prompts[i], params[i]))] = i
         for event in engine.step():
             got.setdefault(ids[event.request_id], []).extend(event.tokens)
-        engine._runtime.check()
-        if not waiting and not engine._running:
+        engine._loop.runtime.check()
+        if not waiting and not engine._turns.running:
             break
     assert [got[i] for i in range(len(kinds))] == answers
     assert (True, True, False) in seen  # a tree beside a delta
@@ -183,7 +183,7 @@ def test_fork_and_rollback_after_tree_steps(folder):
         child.rollback(length)
     more = text(5, 4)
     assert session.generate(more, params).tokens == plain_answers(folder, "llama3", [prompt + answer + more], params)[0]
-    engine._runtime.check()
+    engine._loop.runtime.check()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -206,8 +206,8 @@ def test_an_interrupted_move_leaves_the_session_as_it_was(folder, monkeypatch, w
     monkeypatch.setattr(generate.ops, "compact_kv", interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.generate(prompt, params)
-    assert len(session) == 0 and not engine._running
-    engine._runtime.check()
+    assert len(session) == 0 and not engine._turns.running
+    engine._loop.runtime.check()
     assert session.generate(prompt, params).tokens == answer
     assert len(calls) > 4
 

@@ -44,7 +44,7 @@ class StatefulKV(Contestant):
         for session in self.sessions.values():
             session.close()
         self.sessions = {}
-        runtime = self.engine._runtime
+        runtime = self.engine._loop.runtime
         runtime.evict(runtime.stats()["num_blocks"])  # or the warm-up's prefix would be found
         self.before = self.engine.stats()
 
