@@ -25,7 +25,8 @@ class EvictionPolicy {
   virtual void on_leaf(Node& /*node*/) {}
   // The first idle session came to rest on the node, or the last one left it.
   virtual void on_attached(Node& /*node*/) {}
-  // An evictable node without children, or nullptr when nothing is evictable.
+  // An evictable node without children, or nullptr when nothing is evictable. It loses blocks until enough
+  // are free or it is gone.
   virtual Node* victim() = 0;
 };
 

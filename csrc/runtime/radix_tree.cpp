@@ -312,17 +312,22 @@ int64_t RadixTree::evict(int64_t num_blocks) {
   while (pool_->num_free() - before < num_blocks) {
     Node* leaf = policy_->victim();
     if (!leaf) break;
-    trim_tail(leaf);
+    trim_tail(leaf, num_blocks - (pool_->num_free() - before));
   }
   return pool_->num_free() - before;
 }
 
-void RadixTree::trim_tail(Node* leaf) {
-  const int64_t idx = (leaf->end - 1) / block_size_;
-  const int64_t end = std::max(leaf->start, idx * block_size_);
-  const bool shared = idx == leaf->start / block_size_ && shares_first_block(leaf);
-  pool_->unref(leaf->block(idx));
-  num_evictable_ -= shared ? 0 : 1;
+// Until `most` blocks are free or the leaf is gone. Who rests on it is told once, not once per block: a
+// pool's worth of blocks times thousands of forks would be a step of seconds.
+void RadixTree::trim_tail(Node* leaf, int64_t most) {
+  int64_t end = leaf->end;
+  while (end > leaf->start && most > 0) {
+    const int64_t idx = (end - 1) / block_size_;
+    end = std::max(leaf->start, idx * block_size_);
+    const bool shared = idx == leaf->start / block_size_ && shares_first_block(leaf);
+    most -= pool_->unref(leaf->block(idx)) ? 1 : 0;
+    num_evictable_ -= shared ? 0 : 1;
+  }
   truncate_storage(leaf, end);
   if (end > leaf->start) {
     shrink_attached(leaf, leaf);

@@ -60,6 +60,7 @@ class ChildMap {
 struct Attachment {
   virtual ~Attachment() = default;
   // Eviction moved this to a shorter prefix: `node` is the new one (the same node trimmed, or its parent).
+  // Told once for all blocks that a node loses in one call of evict().
   virtual void on_shrunk() = 0;
 
   Node* node = nullptr;
@@ -164,7 +165,7 @@ class RadixTree {
   void truncate_storage(Node* leaf, int64_t end);
   void remove_leaf(Node* leaf);
   void shrink_attached(Node* node, Node* target);
-  void trim_tail(Node* leaf);
+  void trim_tail(Node* leaf, int64_t most);
   void drop_subtree(Node* node);
   void erase_root(Root* root);
   void lock_one(Node* node);

@@ -168,11 +168,47 @@ void pool_is_all_or_nothing() {
   CHECK_THROWS(skv::BlockPool(0), std::invalid_argument);
 }
 
+struct Sleeper : skv::Attachment {
+  void on_shrunk() override {
+    ++told;
+    end = node->end;
+  }
+  int told = 0;
+  int64_t end = 0;
+};
+
+// Thousands of forks rest on one node: each is told of all that a call takes from it at once.
+void eviction_tells_each_once() {
+  constexpr int64_t kBlock = 4, kBlocks = 600;
+  for (const char* policy : {"lru", "turns"}) {
+    skv::BlockPool pool(kBlocks);
+    skv::RadixTree tree(&pool, kBlock, skv::make_eviction_policy(policy));
+    skv::Root* root = tree.open_root("");
+    const Tokens tokens(kBlocks * kBlock - 1, 5);
+    std::vector<int32_t> table(kBlocks);
+    CHECK(pool.alloc(kBlocks, table.data()));
+    int64_t own_begin = 0, first_changed = 0;
+    tree.lock(root);
+    skv::Node* leaf =
+        tree.insert(root, tokens.data(), tokens.size(), table.data(), &own_begin, &first_changed);
+    tree.unlock(leaf);
+    std::vector<Sleeper> sleepers(50);
+    for (Sleeper& sleeper : sleepers) tree.attach(&sleeper, leaf);
+    CHECK(tree.evict(400) == 400);
+    for (Sleeper& sleeper : sleepers) CHECK(sleeper.told == 1 && sleeper.end == 200 * kBlock);
+    CHECK(tree.evict(INT64_MAX) == 200);
+    for (Sleeper& sleeper : sleepers) CHECK(sleeper.told == 2 && sleeper.node == root);
+    for (Sleeper& sleeper : sleepers) tree.detach(&sleeper);
+    tree.close_root(root);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int num_runs = argc > 1 ? std::atoi(argv[1]) : 150;
   pool_is_all_or_nothing();
+  eviction_tells_each_once();
   for (int seed = 0; seed < num_runs; ++seed) Fuzz(seed).run();
   CHECK_THROWS(skv::make_eviction_policy("none"), std::invalid_argument);
   std::printf("%d runs\n", num_runs);
