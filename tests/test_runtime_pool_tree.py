@@ -86,6 +86,27 @@ def test_eviction_inside_a_block_keeps_what_a_sibling_needs():
     tree.check()
 
 
+def test_an_insert_that_fails_changes_nothing():
+    tree = rt.RadixTree(8, 4)
+    a, b = [1] * 8, [2] * 12
+    tree.insert(a)
+    tree.insert(b)
+    for tokens, namespace, counts in (
+        ([1] * 6 + [9] * 30, "", (8, 3, 3, 2)),  # parts from a inside its second block, which it has to copy
+        ([2] * 12 + [9] * 24, "", (6, 3, 2, 3)),
+        ([9] * 33, "", (9, 3, 5, 0)),
+        ([1] * 33, "other", (9, 3, 5, 0)),
+    ):
+        with pytest.raises(rt.OutOfBlocks) as caught:
+            tree.insert(tokens, namespace)
+        error = caught.value
+        assert (error.needed, error.free, error.evictable, error.pinned) == counts
+        assert (tree.num_free, tree.num_evictable, tree.num_nodes) == (3, 5, 2)
+        assert (tree.match_length(a), tree.match_length(b)) == (8, 12)
+        tree.check()
+    assert tree.evict(1) == 1 and tree.match_length(a) == 4  # still the one used longest ago
+
+
 def test_many_children_and_their_removal():
     tree = rt.RadixTree(200, 2)
     for token in range(60):

@@ -47,24 +47,27 @@ struct PyRadixTree {
   // Returns how many tokens were new; their blocks come from the pool, after eviction where needed.
   int64_t insert(const py::object& object, const std::string& salt) {
     const Tokens tokens = to_tokens(object, "RadixTree.insert");
+    const int64_t size = (tokens.size() + tree.block_size() - 1) / tree.block_size();
+    // Counted before anything changes: what is there of the prefix is locked while the rest comes.
+    int64_t matched = 0, pinned = 0;
+    if (const Root* root = tree.find_root(salt))
+      matched = tree.match_length(root, tokens.data(), tokens.size(), &pinned);
+    int64_t own_begin = matched / tree.block_size();
+    const int64_t needed = matched < tokens.size() ? size - own_begin : 0;
+    const int64_t evictable = tree.num_evictable_blocks() - pinned;
+    if (needed > pool.num_free() + evictable) throw OutOfBlocks(needed, pool.num_free(), evictable, pinned);
     Root* root = tree.open_root(salt);
     std::vector<int32_t> table;
     Node* held = tree.descend(root, tokens.data(), tokens.size(), &table);
     tree.lock(held);
-    const int64_t matched = held->end;
-    int64_t own_begin = matched / tree.block_size();
-    int64_t first_changed = own_begin;
-    const int64_t size = (tokens.size() + tree.block_size() - 1) / tree.block_size();
-    const int64_t needed = matched < tokens.size() ? size - own_begin : 0;
     tree.evict(needed - pool.num_free());
     table.resize(size);
-    const bool ok = pool.alloc(needed, table.data() + own_begin);
-    if (ok) held = tree.insert(held, tokens.data(), tokens.size(), table.data(), &own_begin, &first_changed);
-    const OutOfBlocks error(needed, pool.num_free(), tree.num_evictable_blocks(),
-                            tree.num_protected_blocks());
+    int64_t first_changed = own_begin;
+    if (!pool.alloc(needed, table.data() + own_begin))
+      throw std::logic_error("RadixTree.insert: blocks that were counted as available are not");
+    held = tree.insert(held, tokens.data(), tokens.size(), table.data(), &own_begin, &first_changed);
     tree.unlock(held);
     tree.close_root(root);
-    if (!ok) throw error;
     return tokens.size() - matched;
   }
 

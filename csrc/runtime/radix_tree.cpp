@@ -123,13 +123,19 @@ void RadixTree::drop_subtree(Node* top) {
 
 // ---- matching
 
-int64_t RadixTree::match_length(const Node* root, const int32_t* tokens, int64_t num_tokens) const {
+int64_t RadixTree::match_length(const Node* root, const int32_t* tokens, int64_t num_tokens,
+                                int64_t* num_blocks) const {
   const Node* node = root;
+  if (num_blocks) *num_blocks = 0;
   while (node->end < num_tokens) {
     const Node* child = node->children.find(tokens[node->end]);
     if (!child) break;
     const int64_t n = std::min(child->size(), num_tokens - child->start);
     const int64_t matched = common_prefix(child->tokens(), tokens + child->start, n);
+    if (num_blocks) {
+      *num_blocks += blocks_for(child->start + matched) - child->start / block_size_ -
+                     (shares_first_block(child) ? 1 : 0);
+    }
     if (matched < child->size()) return child->start + matched;
     node = child;
   }

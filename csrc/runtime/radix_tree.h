@@ -115,8 +115,10 @@ class RadixTree {
   void close_root(Root* root);
   Root* find_root(const std::string& salt) const;
 
-  // Longest cached prefix in tokens; changes nothing.
-  int64_t match_length(const Node* root, const int32_t* tokens, int64_t num_tokens) const;
+  // Longest cached prefix in tokens; changes nothing. num_blocks: how many blocks hold it, those included
+  // that deeper nodes override.
+  int64_t match_length(const Node* root, const int32_t* tokens, int64_t num_tokens,
+                       int64_t* num_blocks = nullptr) const;
 
   // Follows tokens[from->end, num_tokens) down, splitting where the match ends inside a node, and extends the
   // block table accordingly. Returns the deepest node; its end is the number of matched tokens.
