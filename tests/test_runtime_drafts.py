@@ -1,5 +1,6 @@
 """The incremental draft index means what propose_drafts means, at any time, in every fork."""
 
+import resource
 import time
 
 import numpy as np
@@ -144,3 +145,15 @@ def test_bad_arguments_are_refused():
         index.extend(np.ones((2, 2), np.int32))
     with pytest.raises(ValueError, match="truncate"):
         index.truncate(1)
+    for call in (index.propose, index.truncate, index.occurrences, rt.DraftIndex):
+        with pytest.raises(TypeError, match="has type float, expected int"):
+            call(1.0)
+
+
+def test_a_proposal_takes_no_more_memory_than_there_is_to_propose():
+    index = rt.DraftIndex()
+    index.extend([1, 2, 3, 1])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert index.propose(1 << 28).tolist() == [2, 3, 1]  # a gigabyte, had it room for as many
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 17
+    assert index.propose(1 << 60).tolist() == [2, 3, 1] and index.propose(-1).tolist() == []

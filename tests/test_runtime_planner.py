@@ -88,8 +88,27 @@ def test_bound_arrays_replace_the_buffers():
     for wrong in (np.zeros(16, np.int64), np.zeros(15, np.int32), np.zeros(32, np.int32)[::2]):
         with pytest.raises(ValueError, match=r"token_ids must be a writable C-contiguous int32 array of shape \(16\)"):
             runtime.bind({"token_ids": wrong})
+    with pytest.raises(ValueError, match="token_ids is not aligned to the 4 bytes"):
+        runtime.bind({"token_ids": np.zeros(65, np.uint8)[1:].view(np.int32)})
     with pytest.raises(TypeError, match="numpy"):
         runtime.bind({"token_ids": [0] * 16})
+    with pytest.raises(TypeError, match="a key of arrays has type int, expected str"):
+        runtime.bind({5: own["token_ids"]})
+
+
+def test_a_runtime_bound_to_its_own_buffers_goes_with_its_last_reference():
+    runtime = rt.Runtime(8, 4)
+    views = runtime.buffers
+    runtime.bind({name: view[:] for name, view in views.items()})
+    other = np.zeros_like(views["seeds"])
+    runtime.bind({"seeds": other})
+    runtime.bind(views)
+    assert runtime.buffers["seeds"].ctypes.data == views["seeds"].ctypes.data
+    gone, arrays = weakref.ref(runtime), weakref.ref(other)
+    del runtime, other
+    assert gone() is not None and arrays() is None  # the views are still there
+    del views
+    assert gone() is None
 
 
 def test_binding_between_two_steps_of_a_running_request_changes_nothing():
@@ -321,7 +340,7 @@ def test_a_call_from_another_thread_is_refused_while_the_runtime_works():
             runtime.is_running(session)
         except RuntimeError:
             for call in calls:
-                with pytest.raises(RuntimeError, match="one thread owns a runtime"):
+                with pytest.raises(RuntimeError, match=r"plan_ahead, commit_ahead .* one thread owns a runtime"):
                     call()
                 refused += 1
     worker.join()
@@ -355,6 +374,10 @@ def test_bad_arguments_are_refused_by_name():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(options)).split("_")[0]):
             rt.Runtime(**{"num_blocks": 4, **options})
+    with pytest.raises(TypeError, match="Runtime: num_blocks has type float, expected int"):
+        rt.Runtime(4.0)
+    with pytest.raises(ValueError, match=f"Runtime: num_blocks is {2**31}, expected"):
+        rt.Runtime(2**31)
     runtime = rt.Runtime(4)
     session = runtime.open()
     with pytest.raises(ValueError, match="max_tokens is 0"):
@@ -365,6 +388,40 @@ def test_bad_arguments_are_refused_by_name():
         runtime.submit(session, [1], 1, temperature=-1.0)
     with pytest.raises(TypeError, match="dtype float64"):
         runtime.submit(session, [1.5], 1)
+    for bad, what in (
+        ("12", "type str"), (5, "type int"), ({1}, "type set"), (["a"], "dtype <U1"), ([[1.5]], "dtype float64"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=f"submit: tokens has {what}, expected"):
+            runtime.submit(session, bad, 1)
+        with pytest.raises(TypeError, match=f"match: tokens has {what}, expected"):
+            runtime.match("", bad)
+    for call in (runtime.open, lambda namespace: runtime.match(namespace, [1])):
+        with pytest.raises(TypeError, match=r"(open|match): namespace has type int, expected str or bytes"):
+            call(5)
+    for name in ("fork", "length", "resident", "is_running", "request_of", "close", "tokens"):
+        with pytest.raises(TypeError, match=f"{name}: session has type float, expected int"):
+            getattr(runtime, name)(1.0)
+        with pytest.raises(ValueError, match=f"{name}: session is -1, expected 0 to {2**64 - 1}"):
+            getattr(runtime, name)(-1)
+    for name in ("abort", "stats_of", "known_tokens", "stop_tokens"):
+        with pytest.raises(TypeError, match=f"{name}: request_id has type str, expected int"):
+            getattr(runtime, name)("1")
+    with pytest.raises(TypeError, match="rollback: length has type float, expected int"):
+        runtime.rollback(session, 1.0)
+    with pytest.raises(TypeError, match="evict: num_blocks has type NoneType, expected int"):
+        runtime.evict(None)
+    with pytest.raises(TypeError, match="set_spans: spans has type int, expected"):
+        runtime.set_spans(session, 5)
+    with pytest.raises(TypeError, match="plan_ahead: max_stops has type float, expected int"):
+        runtime.plan_ahead(1, 2.0)
+    with pytest.raises(TypeError, match="commit_ahead: request_ids has dtype float64, expected int64"):
+        runtime.commit_ahead(np.zeros(64), np.zeros((64, 13), np.int32))
+    for name, bad in (("max_tokens", 2**80), ("priority", 2**80), ("seed", 2**63), ("top_k", -(2**31) - 1)):
+        with pytest.raises(ValueError, match=f"submit: {name} is {bad}, expected"):
+            runtime.submit(session, [1], **{"max_tokens": 1, name: bad})
+    for name in ("temperature", "top_p", "min_p"):
+        with pytest.raises(TypeError, match=f"submit: {name} has type str, expected float"):
+            runtime.submit(session, [1], 1, **{name: "1"})
     for bad, shown in ((2**32 + 7, "4294967303"), (-1, "-1")):
         with pytest.raises(ValueError, match=rf"submit: tokens\[1\] is {shown}, expected"):
             runtime.submit(session, [1, bad], 1)

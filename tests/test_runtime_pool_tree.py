@@ -126,6 +126,15 @@ def test_namespaces_are_apart_and_bytes_are_names_too():
     assert tree.match_length([1, 2, 3]) == 0
 
 
+def test_arguments_of_a_wrong_type_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"BlockPool\.alloc: n has type float, expected int"):
+        rt.BlockPool(3).alloc(1.0)
+    with pytest.raises(TypeError, match=r"RadixTree: block_size has type str, expected int"):
+        rt.RadixTree(4, "4")
+    with pytest.raises(TypeError, match=r"RadixTree\.match: namespace has type int, expected str or bytes"):
+        rt.RadixTree(4, 4).match([1], 5)
+
+
 def test_pool():
     pool = rt.BlockPool(3)
     assert pool.alloc(4) is None and pool.num_free == 3

@@ -1,4 +1,6 @@
-// What crosses the Python boundary: tokens come in as int32 or are refused, results go out as copies.
+// What crosses the Python boundary: tokens come in as int32 or are refused, other arguments as what they are
+// documented to be, results go out as copies. Refusals name the call and the argument: pybind11's own show
+// signatures.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -6,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 
@@ -14,6 +17,47 @@ namespace skv::python {
 namespace py = pybind11;
 
 using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+
+inline py::type_error wrong_type(const py::object& object, const char* call, const char* argument,
+                                 const std::string& expected) {
+  return py::type_error(std::string(call) + ": " + argument + " has type " + Py_TYPE(object.ptr())->tp_name +
+                        ", expected " + expected);
+}
+
+// An int or what stands for one, as numpy's integers do, within T's range.
+template <class T>
+T to_int(const py::object& object, const char* call, const char* argument) {
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+  if (!index) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+    PyErr_Clear();
+    throw wrong_type(object, call, argument, "int");
+  }
+  using Limits = std::numeric_limits<T>;
+  if constexpr (std::is_unsigned_v<T>) {
+    static_assert(sizeof(T) == sizeof(unsigned long long));
+    const unsigned long long value = PyLong_AsUnsignedLongLong(index.ptr());
+    if (!PyErr_Occurred()) return value;
+    PyErr_Clear();
+  } else {
+    int overflow = 0;
+    const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+    if (overflow == 0 && value >= Limits::min() && value <= Limits::max()) return static_cast<T>(value);
+  }
+  throw py::value_error(std::string(call) + ": " + argument + " is " + py::str(index).cast<std::string>() +
+                        ", expected " + std::to_string(Limits::min()) + " to " +
+                        std::to_string(Limits::max()));
+}
+
+inline double to_float(const py::object& object, const char* call, const char* argument) {
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value != -1.0 || !PyErr_Occurred()) return value;
+  const bool is_number = PyErr_ExceptionMatches(PyExc_OverflowError);
+  if (!is_number && !PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+  PyErr_Clear();
+  if (!is_number) throw wrong_type(object, call, argument, "float");
+  throw py::value_error(std::string(call) + ": " + argument + " is out of the range of float");
+}
 
 // Refuses what is no token, before a conversion to int32 could wrap it.
 template <class T>
@@ -53,13 +97,18 @@ inline Tokens to_tokens(const py::object& object, const char* call, const char* 
   auto what = [&] { return std::string(call) + ": " + argument; };
   py::array array = py::array::ensure(object);
   if (!array) throw py::type_error(what() + " is not an array of integers");
-  if (array.ndim() != 1) throw py::value_error(what() + " must have one dimension");
-  if (array.size() == 0) return Tokens(0);  // numpy makes an empty list a float64 array
+  const bool is_scalar = array.ndim() == 0 && !py::isinstance<py::array>(object);
+  if (is_scalar) throw wrong_type(object, call, argument, "an array of integers");
   const char kind = array.dtype().kind();
-  if (kind != 'i' && kind != 'u') {
+  if (kind != 'i' && kind != 'u' && array.size() > 0) {
     throw py::type_error(what() + " has dtype " + py::str(array.dtype()).cast<std::string>() +
                          ", expected int32");
   }
+  if (array.ndim() != 1) {
+    throw py::value_error(what() + " must have one dimension, has shape " +
+                          py::str(array.attr("shape")).cast<std::string>());
+  }
+  if (array.size() == 0) return Tokens(0);  // numpy makes an empty list a float64 array
   if (array.dtype().equal(py::dtype::of<int32_t>())) {
     require_tokens<int32_t>(array, call, argument);
   } else if (kind == 'i') {
@@ -78,9 +127,13 @@ py::array_t<T> copy_of(const T* data, int64_t n) {
 }
 
 // Namespaces are bytes or str; both name the same tenant when their bytes agree.
-inline std::string salt_of(const py::object& salt) {
+inline std::string salt_of(const py::object& salt, const char* call) {
   if (py::isinstance<py::bytes>(salt)) return salt.cast<py::bytes>();
-  return salt.cast<std::string>();
+  if (!py::isinstance<py::str>(salt)) throw wrong_type(salt, call, "namespace", "str or bytes");
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(salt.ptr(), &size);
+  if (!text) throw py::error_already_set();
+  return {text, static_cast<size_t>(size)};
 }
 
 }  // namespace skv::python

@@ -16,10 +16,15 @@ namespace py = pybind11;
 using skv::BufferSpec;
 using skv::python::copy_of;
 using skv::python::salt_of;
+using skv::python::to_float;
+using skv::python::to_int;
 using skv::python::to_tokens;
 using skv::python::Tokens;
+using skv::python::wrong_type;
 
 namespace {
+
+using Object = const py::object&;
 
 py::dtype dtype_of(BufferSpec::Type type) {
   switch (type) {
@@ -39,6 +44,9 @@ struct PyRuntime {
     std::vector<std::pair<std::string, void*>> pointers;
     std::vector<BufferSpec> specs = get().buffer_specs();
     for (auto& [key, value] : arrays) {
+      if (!py::isinstance<py::str>(key)) {
+        throw wrong_type(py::reinterpret_borrow<py::object>(key), "bind", "a key of arrays", "str");
+      }
       const auto name = key.cast<std::string>();
       if (!py::isinstance<py::array>(value)) throw py::type_error("bind: " + name + " is not a numpy array");
       auto array = py::reinterpret_borrow<py::array>(value);
@@ -48,7 +56,13 @@ struct PyRuntime {
       pointers.emplace_back(name, array.mutable_data());
     }
     get().bind(pointers);
-    for (auto& [key, value] : arrays) bound[key] = value;
+    for (auto& [key, value] : arrays) {
+      if (runtime.owns(py::reinterpret_borrow<py::array>(value).data())) {
+        bound.attr("pop")(key, py::none());  // such a view keeps the runtime alive, which would never go
+      } else {
+        bound[key] = value;
+      }
+    }
   }
 
   static void require_fits(const py::array& array, const BufferSpec& spec) {
@@ -62,6 +76,10 @@ struct PyRuntime {
                             py::str(dtype_of(spec.type)).cast<std::string>() + " array of shape (" + shape +
                             ")");
     }
+    if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
+      throw py::value_error("bind: " + spec.name + " is not aligned to the " +
+                            std::to_string(array.itemsize()) + " bytes of its dtype");
+    }
   }
 
   // For everything but a call in progress that has released the GIL: another thread would read what it
@@ -69,8 +87,8 @@ struct PyRuntime {
   skv::Runtime& get() {
     if (in_call) {
       throw std::runtime_error(
-          "Runtime: another thread is inside submit, plan, commit or index_drafts; one thread owns a "
-          "runtime");
+          "Runtime: another thread is inside submit, plan, commit, plan_ahead, commit_ahead or index_drafts; "
+          "one thread owns a runtime");
     }
     return runtime;
   }
@@ -104,7 +122,7 @@ struct PyRuntime {
   py::dict bound;   // keeps the caller's arrays alive; views of them do so themselves
   py::object step;  // the StepInfo that plan() returned last
   skv::StepInfo* step_info = nullptr;
-  std::chrono::steady_clock::duration busy{};  // inside submit, plan, commit and index_drafts
+  std::chrono::steady_clock::duration busy{};  // inside calls that release the GIL
 
  private:
   skv::Runtime runtime;
@@ -122,16 +140,25 @@ py::dict views_of(const py::object& self) {
   return views;
 }
 
-uint64_t submit(PyRuntime& self, uint64_t session, const py::object& object, int64_t max_tokens,
-                float temperature, int32_t top_k, float top_p, float min_p, int64_t seed,
-                const py::object& stop_token_ids, int num_drafts, int priority) {
+uint64_t submit(PyRuntime& self, Object session, Object object, Object max_tokens, Object temperature,
+                Object top_k, Object top_p, Object min_p, Object seed, Object stop_token_ids,
+                Object num_drafts, Object priority) {
+  const auto id = to_int<uint64_t>(session, "submit", "session");
   const Tokens tokens = to_tokens(object, "submit");
   const Tokens stops = to_tokens(stop_token_ids, "submit", "stop_token_ids");
-  skv::RequestParams params{max_tokens, temperature, top_k, top_p, min_p, seed, {}, num_drafts, priority};
+  skv::RequestParams params;
+  params.max_tokens = to_int<int64_t>(max_tokens, "submit", "max_tokens");
+  params.temperature = static_cast<float>(to_float(temperature, "submit", "temperature"));
+  params.top_k = to_int<int32_t>(top_k, "submit", "top_k");
+  params.top_p = static_cast<float>(to_float(top_p, "submit", "top_p"));
+  params.min_p = static_cast<float>(to_float(min_p, "submit", "min_p"));
+  params.seed = to_int<int64_t>(seed, "submit", "seed");
+  params.num_drafts = to_int<int>(num_drafts, "submit", "num_drafts");
+  params.priority = to_int<int>(priority, "submit", "priority");
   params.stop_token_ids.assign(stops.data(), stops.data() + stops.size());
   const int32_t* data = tokens.data();
   return self.without_gil(
-      [&](skv::Runtime& runtime) { return runtime.submit(session, data, tokens.size(), params); });
+      [&](skv::Runtime& runtime) { return runtime.submit(id, data, tokens.size(), params); });
 }
 
 // A string of Python made once and kept for good.
@@ -169,18 +196,34 @@ py::list list_of(const std::vector<skv::Event>& events) {
   return list;
 }
 
-py::list commit(PyRuntime& self, double seconds) {
+py::list commit(PyRuntime& self, Object time) {
+  const double seconds = to_float(time, "commit", "seconds");
   return list_of(self.without_gil([=](skv::Runtime& runtime) { return runtime.commit(seconds); }));
 }
 
-py::object plan_ahead(PyRuntime& self, int64_t max_rows, int64_t max_stops) {
+py::object plan_ahead(PyRuntime& self, Object max_rows, Object max_stops) {
+  const auto rows = to_int<int64_t>(max_rows, "plan_ahead", "max_rows");
+  const auto stops = to_int<int64_t>(max_stops, "plan_ahead", "max_stops");
   const std::optional<skv::AheadInfo> info =
-      self.without_gil([=](skv::Runtime& runtime) { return runtime.plan_ahead(max_rows, max_stops); });
+      self.without_gil([=](skv::Runtime& runtime) { return runtime.plan_ahead(rows, stops); });
   return info ? py::cast(*info) : py::none();
 }
 
-py::list commit_ahead(PyRuntime& self, const py::array_t<int64_t, py::array::c_style>& request_ids,
-                      const py::array_t<int32_t, py::array::c_style>& results, double seconds) {
+// Of commit_ahead: what converts to T without loss.
+template <class T>
+py::array_t<T, py::array::c_style> to_array(Object object, const char* argument) {
+  auto array = py::array_t<T, py::array::c_style>::ensure(object);
+  if (array) return array;
+  const auto expected = py::str(py::dtype::of<T>()).template cast<std::string>();
+  if (!py::isinstance<py::array>(object)) throw wrong_type(object, "commit_ahead", argument, expected + "s");
+  throw py::type_error(std::string("commit_ahead: ") + argument + " has dtype " +
+                       py::str(object.attr("dtype")).template cast<std::string>() + ", expected " + expected);
+}
+
+py::list commit_ahead(PyRuntime& self, Object ids_of_rows, Object results_of_rows, Object time) {
+  const auto request_ids = to_array<int64_t>(ids_of_rows, "request_ids");
+  const auto results = to_array<int32_t>(results_of_rows, "results");
+  const double seconds = to_float(time, "commit_ahead", "seconds");
   const skv::StepSizes& sizes = self.get().sizes();
   if (request_ids.size() != sizes.max_seqs ||
       results.size() != sizes.max_seqs * (skv::kResultHeader + sizes.max_rows_per_seq)) {
@@ -192,26 +235,40 @@ py::list commit_ahead(PyRuntime& self, const py::array_t<int64_t, py::array::c_s
       self.without_gil([=](skv::Runtime& runtime) { return runtime.commit_ahead(ids, data, seconds); }));
 }
 
-void set_spans(PyRuntime& self, uint64_t session, const py::iterable& spans) {
+void set_spans(PyRuntime& self, Object session, Object spans) {
+  const auto id = to_int<uint64_t>(session, "set_spans", "session");
+  if (!py::isinstance<py::iterable>(spans)) throw wrong_type(spans, "set_spans", "spans", "a list of tokens");
   std::vector<std::vector<int32_t>> texts;
   for (const py::handle& span : spans) {
     const Tokens tokens = to_tokens(py::reinterpret_borrow<py::object>(span), "set_spans", "spans");
     texts.emplace_back(tokens.data(), tokens.data() + tokens.size());
   }
-  self.get().set_spans(session, texts);
+  self.get().set_spans(id, texts);
 }
 
-py::array_t<int32_t> tokens_of(PyRuntime& self, uint64_t session, int64_t start) {
-  const int64_t length = self.get().length(session);
+py::array_t<int32_t> tokens_of(PyRuntime& self, Object session, Object from) {
+  const auto id = to_int<uint64_t>(session, "tokens", "session");
+  const auto start = to_int<int64_t>(from, "tokens", "start");
+  const int64_t length = self.get().length(id);
   if (start < 0 || start > length) {
     throw py::value_error("tokens: start is " + std::to_string(start) + ", the session has " +
                           std::to_string(length) + " tokens");
   }
-  return copy_of(self.get().tokens(session) + start, length - start);
+  return copy_of(self.get().tokens(id) + start, length - start);
 }
 
-py::dict stats_of(PyRuntime& self, uint64_t request_id) {
-  const skv::RequestStats s = self.get().take_stats(request_id);
+py::array_t<int32_t> known_tokens(PyRuntime& self, Object request_id, Object from) {
+  const auto id = to_int<uint64_t>(request_id, "known_tokens", "request_id");
+  const auto start = to_int<int64_t>(from, "known_tokens", "start");
+  const std::vector<int32_t>& tokens = self.get().known_tokens(id);
+  const int64_t size = static_cast<int64_t>(tokens.size());
+  const int64_t begin = std::clamp<int64_t>(start, 0, size);
+  return copy_of(tokens.data() + begin, size - begin);
+}
+
+py::dict stats_of(PyRuntime& self, Object request_id) {
+  const auto id = to_int<uint64_t>(request_id, "stats_of", "request_id");
+  const skv::RequestStats s = self.get().take_stats(id);
   py::dict d;
   d[SKV_STRING("prompt_tokens")] = s.prompt_tokens;
   d[SKV_STRING("delta_tokens")] = s.delta_tokens;
@@ -271,6 +328,22 @@ void define_errors(py::module_& m) {
   });
 }
 
+using RuntimeClass = py::class_<PyRuntime>;
+
+template <class>
+using Argument = Object;  // in place of a parameter of that type
+
+// A method of skv::Runtime that takes integers.
+template <class... Ints, class Method, class... Names>
+void define(RuntimeClass* c, const char* call, Method method, Names... names) {
+  // get() comes after conversions: they may run Python, and another thread may begin a call meanwhile.
+  auto run = [=](PyRuntime& r, Ints... ints) { return (r.get().*method)(ints...); };
+  auto checked = [=](PyRuntime& r, Argument<Ints>... objects) {
+    return run(r, to_int<Ints>(objects, call, names)...);
+  };
+  c->def(call, checked, py::arg(names)...);
+}
+
 void define_runtime(py::module_& m) {
   py::class_<skv::StepInfo>(m, "StepInfo")
       .def_readonly("num_tokens", &skv::StepInfo::num_tokens)
@@ -289,55 +362,49 @@ void define_runtime(py::module_& m) {
       .def_readonly("max_rows", &skv::AheadInfo::max_rows)
       .def_readonly("num_copies", &skv::AheadInfo::num_copies)
       .def_readonly("any_sampled", &skv::AheadInfo::any_sampled);
-  py::class_<PyRuntime>(m, "Runtime")
-      .def(py::init([](int32_t num_blocks, int64_t block_size, int64_t max_batch_tokens, int64_t max_seqs,
-                       int64_t max_blocks_per_seq, int max_ngram, int min_ngram, int num_drafts, bool latest,
-                       bool prefix_cache, const std::string& policy, int num_relatives, int num_branches) {
-             return std::make_unique<PyRuntime>(skv::RuntimeOptions{
-                 num_blocks, block_size, max_batch_tokens, max_seqs, max_blocks_per_seq, max_ngram, min_ngram,
-                 num_drafts, latest, num_relatives, num_branches, prefix_cache, policy});
-           }),
-           py::arg("num_blocks"), py::arg("block_size") = 16, py::arg("max_batch_tokens") = 2048,
-           py::arg("max_seqs") = 64, py::arg("max_blocks_per_seq") = 0, py::arg("max_ngram") = 4,
-           py::arg("min_ngram") = 1, py::arg("num_drafts") = 8, py::arg("latest") = true,
-           py::arg("prefix_cache") = true, py::arg("policy") = "lru", py::arg("num_relatives") = 0,
-           py::arg("num_branches") = 0)
+  RuntimeClass c(m, "Runtime");
+  c.def(py::init([](Object num_blocks, Object block_size, Object max_batch_tokens, Object max_seqs,
+                    Object max_blocks_per_seq, Object max_ngram, Object min_ngram, Object num_drafts,
+                    bool latest, bool prefix_cache, const std::string& policy, Object num_relatives,
+                    Object num_branches) {
+          skv::RuntimeOptions o;
+          o.num_blocks = to_int<int32_t>(num_blocks, "Runtime", "num_blocks");
+          o.block_size = to_int<int64_t>(block_size, "Runtime", "block_size");
+          o.max_batch_tokens = to_int<int64_t>(max_batch_tokens, "Runtime", "max_batch_tokens");
+          o.max_seqs = to_int<int64_t>(max_seqs, "Runtime", "max_seqs");
+          o.max_blocks_per_seq = to_int<int64_t>(max_blocks_per_seq, "Runtime", "max_blocks_per_seq");
+          o.max_ngram = to_int<int>(max_ngram, "Runtime", "max_ngram");
+          o.min_ngram = to_int<int>(min_ngram, "Runtime", "min_ngram");
+          o.num_drafts = to_int<int>(num_drafts, "Runtime", "num_drafts");
+          o.latest = latest;
+          o.num_relatives = to_int<int>(num_relatives, "Runtime", "num_relatives");
+          o.num_branches = to_int<int>(num_branches, "Runtime", "num_branches");
+          o.prefix_cache = prefix_cache;
+          o.policy = policy;
+          return std::make_unique<PyRuntime>(o);
+        }),
+        py::arg("num_blocks"), py::arg("block_size") = 16, py::arg("max_batch_tokens") = 2048,
+        py::arg("max_seqs") = 64, py::arg("max_blocks_per_seq") = 0, py::arg("max_ngram") = 4,
+        py::arg("min_ngram") = 1, py::arg("num_drafts") = 8, py::arg("latest") = true,
+        py::arg("prefix_cache") = true, py::arg("policy") = "lru", py::arg("num_relatives") = 0,
+        py::arg("num_branches") = 0)
       .def_property_readonly("buffers", &views_of)
       .def("bind", &PyRuntime::bind, py::arg("arrays"))
       .def(
-          "open", [](PyRuntime& r, const py::object& ns) { return r.get().open(salt_of(ns)); },
+          "open", [](PyRuntime& r, Object ns) { return r.get().open(salt_of(ns, "open")); },
           py::arg("namespace") = "")
-      .def(
-          "fork", [](PyRuntime& r, uint64_t session) { return r.get().fork(session); }, py::arg("session"))
-      .def(
-          "rollback",
-          [](PyRuntime& r, uint64_t session, int64_t length) { r.get().rollback(session, length); },
-          py::arg("session"), py::arg("length"))
-      .def(
-          "close", [](PyRuntime& r, uint64_t session) { r.get().close(session); }, py::arg("session"))
-      .def(
-          "length", [](PyRuntime& r, uint64_t session) { return r.get().length(session); },
-          py::arg("session"))
-      .def(
-          "resident", [](PyRuntime& r, uint64_t session) { return r.get().resident(session); },
-          py::arg("session"))
       .def("set_spans", &set_spans, py::arg("session"), py::arg("spans"))
       .def("tokens", &tokens_of, py::arg("session"), py::arg("start") = 0)
-      .def(
-          "is_running", [](PyRuntime& r, uint64_t session) { return r.get().is_running(session); },
-          py::arg("session"))
-      .def(
-          "request_of", [](PyRuntime& r, uint64_t session) { return r.get().request_of(session); },
-          py::arg("session"))
       .def("submit", &submit, py::arg("session"), py::arg("tokens"), py::arg("max_tokens"),
            py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
            py::arg("min_p") = 0.0f, py::arg("seed") = 0, py::arg("stop_token_ids") = py::tuple(),
            py::arg("num_drafts") = -1, py::arg("priority") = 0)
       .def(
           "append",
-          [](PyRuntime& r, uint64_t session, const py::object& object) {
+          [](PyRuntime& r, Object session, Object object) {
+            const auto id = to_int<uint64_t>(session, "append", "session");
             const Tokens tokens = to_tokens(object, "append");
-            return r.get().append(session, tokens.data(), tokens.size());
+            return r.get().append(id, tokens.data(), tokens.size());
           },
           py::arg("session"), py::arg("tokens"))
       .def("plan", &plan)
@@ -347,18 +414,11 @@ void define_runtime(py::module_& m) {
       .def("commit_ahead", &commit_ahead, py::arg("request_ids"), py::arg("results"),
            py::arg("seconds") = 0.0)
       .def("forget_ahead", [](PyRuntime& r) { r.get().forget_ahead(); })
-      .def(
-          "known_tokens",
-          [](PyRuntime& r, uint64_t id, int64_t start) {
-            const std::vector<int32_t>& tokens = r.get().known_tokens(id);
-            const int64_t size = static_cast<int64_t>(tokens.size());
-            const int64_t begin = std::clamp<int64_t>(start, 0, size);
-            return copy_of(tokens.data() + begin, size - begin);
-          },
-          py::arg("request_id"), py::arg("start") = 0)
+      .def("known_tokens", &known_tokens, py::arg("request_id"), py::arg("start") = 0)
       .def(
           "stop_tokens",
-          [](PyRuntime& r, uint64_t id) {
+          [](PyRuntime& r, Object request_id) {
+            const auto id = to_int<uint64_t>(request_id, "stop_tokens", "request_id");
             const std::vector<int32_t>& tokens = r.get().stop_tokens(id);
             return copy_of(tokens.data(), static_cast<int64_t>(tokens.size()));
           },
@@ -370,11 +430,6 @@ void define_runtime(py::module_& m) {
                              })
       .def("cancel_step", [](PyRuntime& r) { r.get().cancel_step(); })
       .def_property_readonly("is_step_planned", [](PyRuntime& r) { return r.get().is_step_planned(); })
-      .def(
-          "finish", [](PyRuntime& r, uint64_t id, int64_t n) { r.get().finish(id, n); },
-          py::arg("request_id"), py::arg("num_keep"))
-      .def(
-          "abort", [](PyRuntime& r, uint64_t id) { r.get().abort(id); }, py::arg("request_id"))
       .def("index_drafts",
            [](PyRuntime& r) { r.without_gil([](skv::Runtime& runtime) { runtime.index_drafts(); }); })
       .def("stats_of", &stats_of, py::arg("request_id"))
@@ -382,15 +437,25 @@ void define_runtime(py::module_& m) {
       .def_property_readonly("busy_seconds",
                              [](PyRuntime& r) { return std::chrono::duration<double>(r.busy).count(); })
       .def(
-          "evict", [](PyRuntime& r, int64_t n) { return r.get().evict(n); }, py::arg("num_blocks"))
-      .def(
           "match",
-          [](PyRuntime& r, const py::object& ns, const py::object& object) {
+          [](PyRuntime& r, Object ns, Object object) {
+            const std::string salt = salt_of(ns, "match");
             const Tokens tokens = to_tokens(object, "match");
-            return r.get().match(salt_of(ns), tokens.data(), tokens.size());
+            return r.get().match(salt, tokens.data(), tokens.size());
           },
           py::arg("namespace"), py::arg("tokens"))
       .def("check", [](PyRuntime& r) { r.get().check(); });
+  using skv::Runtime;
+  define<uint64_t>(&c, "fork", &Runtime::fork, "session");
+  define<uint64_t, int64_t>(&c, "rollback", &Runtime::rollback, "session", "length");
+  define<uint64_t>(&c, "close", &Runtime::close, "session");
+  define<uint64_t>(&c, "length", &Runtime::length, "session");
+  define<uint64_t>(&c, "resident", &Runtime::resident, "session");
+  define<uint64_t>(&c, "is_running", &Runtime::is_running, "session");
+  define<uint64_t>(&c, "request_of", &Runtime::request_of, "session");
+  define<uint64_t, int64_t>(&c, "finish", &Runtime::finish, "request_id", "num_keep");
+  define<uint64_t>(&c, "abort", &Runtime::abort, "request_id");
+  define<int64_t>(&c, "evict", &Runtime::evict, "num_blocks");
 }
 
 }  // namespace

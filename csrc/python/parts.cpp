@@ -9,6 +9,8 @@
 namespace skv::python {
 namespace {
 
+using Object = const py::object&;
+
 struct PyDraftIndex {
   PyDraftIndex(int max_ngram, int min_ngram) : index(max_ngram, min_ngram) {}
   void extend(const py::object& object) {
@@ -23,9 +25,10 @@ struct PyDraftIndex {
     index.truncate(history.data(), length);
     history.resize(length);
   }
-  py::array_t<int32_t> propose(int k, bool latest) const {
-    std::vector<int32_t> drafts(std::max(k, 0));
-    return copy_of(drafts.data(), index.propose(history.data(), k, latest, drafts.data()));
+  py::array_t<int32_t> propose(int64_t k, bool latest) const {
+    const int most = static_cast<int>(std::clamp<int64_t>(k, 0, index.length()));  // it proposes no more
+    std::vector<int32_t> drafts(most);
+    return copy_of(drafts.data(), index.propose(history.data(), most, latest, drafts.data()));
   }
 
   py::array_t<int64_t> occurrences(int shortest) const {
@@ -103,53 +106,96 @@ struct PyRadixTree {
 
 void define_parts(py::module_& m) {
   py::class_<BlockPool>(m, "BlockPool")
-      .def(py::init<int32_t>(), py::arg("num_blocks"))
-      .def("alloc",
-           [](BlockPool& pool, int64_t n) -> py::object {
-             std::vector<int32_t> blocks(std::max<int64_t>(0, std::min(n, pool.num_free())));
-             if (!pool.alloc(n, blocks.data())) return py::none();
-             return copy_of(blocks.data(), n);
-           })
-      .def("ref", &BlockPool::ref)
-      .def("unref", &BlockPool::unref)
-      .def("ref_count", &BlockPool::ref_count)
+      .def(py::init([](Object num_blocks) {
+             return std::make_unique<BlockPool>(to_int<int32_t>(num_blocks, "BlockPool", "num_blocks"));
+           }),
+           py::arg("num_blocks"))
+      .def(
+          "alloc",
+          [](BlockPool& pool, Object num) -> py::object {
+            const auto n = to_int<int64_t>(num, "BlockPool.alloc", "n");
+            std::vector<int32_t> blocks(std::max<int64_t>(0, std::min(n, pool.num_free())));
+            if (!pool.alloc(n, blocks.data())) return py::none();
+            return copy_of(blocks.data(), n);
+          },
+          py::arg("n"))
+      .def(
+          "ref", [](BlockPool& p, Object b) { p.ref(to_int<int32_t>(b, "BlockPool.ref", "block")); },
+          py::arg("block"))
+      .def(
+          "unref",
+          [](BlockPool& p, Object b) { return p.unref(to_int<int32_t>(b, "BlockPool.unref", "block")); },
+          py::arg("block"))
+      .def(
+          "ref_count",
+          [](BlockPool& p, Object b) {
+            return p.ref_count(to_int<int32_t>(b, "BlockPool.ref_count", "block"));
+          },
+          py::arg("block"))
       .def_property_readonly("num_free", &BlockPool::num_free)
       .def_property_readonly("num_blocks", &BlockPool::num_blocks);
   py::class_<PyRadixTree>(m, "RadixTree")
-      .def(py::init<int32_t, int64_t, const std::string&>(), py::arg("num_blocks"), py::arg("block_size"),
-           py::arg("policy") = "lru")
+      .def(py::init([](Object num_blocks, Object block_size, const std::string& policy) {
+             return std::make_unique<PyRadixTree>(to_int<int32_t>(num_blocks, "RadixTree", "num_blocks"),
+                                                  to_int<int64_t>(block_size, "RadixTree", "block_size"),
+                                                  policy);
+           }),
+           py::arg("num_blocks"), py::arg("block_size"), py::arg("policy") = "lru")
       .def(
           "insert",
-          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
-            return t.insert(tokens, salt_of(ns));
+          [](PyRadixTree& t, Object tokens, Object ns) {
+            return t.insert(tokens, salt_of(ns, "RadixTree.insert"));
           },
           py::arg("tokens"), py::arg("namespace") = "")
       .def(
           "match",
-          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
-            return t.match(tokens, salt_of(ns));
+          [](PyRadixTree& t, Object tokens, Object ns) {
+            return t.match(tokens, salt_of(ns, "RadixTree.match"));
           },
           py::arg("tokens"), py::arg("namespace") = "")
       .def(
           "match_length",
-          [](PyRadixTree& t, const py::object& tokens, const py::object& ns) {
-            return t.match_length(tokens, salt_of(ns));
+          [](PyRadixTree& t, Object tokens, Object ns) {
+            return t.match_length(tokens, salt_of(ns, "RadixTree.match_length"));
           },
           py::arg("tokens"), py::arg("namespace") = "")
       .def(
-          "evict", [](PyRadixTree& t, int64_t n) { return t.tree.evict(n); }, py::arg("num_blocks"))
+          "evict",
+          [](PyRadixTree& t, Object n) {
+            return t.tree.evict(to_int<int64_t>(n, "RadixTree.evict", "num_blocks"));
+          },
+          py::arg("num_blocks"))
       .def("check", &PyRadixTree::check)
       .def_property_readonly("num_free", [](const PyRadixTree& t) { return t.pool.num_free(); })
       .def_property_readonly("num_evictable",
                              [](const PyRadixTree& t) { return t.tree.num_evictable_blocks(); })
       .def_property_readonly("num_nodes", [](const PyRadixTree& t) { return t.tree.num_nodes(); });
   py::class_<PyDraftIndex>(m, "DraftIndex")
-      .def(py::init<int, int>(), py::arg("max_ngram") = 4, py::arg("min_ngram") = 1)
+      .def(py::init([](Object max_ngram, Object min_ngram) {
+             return std::make_unique<PyDraftIndex>(to_int<int>(max_ngram, "DraftIndex", "max_ngram"),
+                                                   to_int<int>(min_ngram, "DraftIndex", "min_ngram"));
+           }),
+           py::arg("max_ngram") = 4, py::arg("min_ngram") = 1)
       .def("extend", &PyDraftIndex::extend, py::arg("tokens"))
-      .def("truncate", &PyDraftIndex::truncate, py::arg("length"))
+      .def(
+          "truncate",
+          [](PyDraftIndex& index, Object length) {
+            index.truncate(to_int<int64_t>(length, "DraftIndex.truncate", "length"));
+          },
+          py::arg("length"))
       .def("fork", [](const PyDraftIndex& index) { return PyDraftIndex(index); })
-      .def("occurrences", &PyDraftIndex::occurrences, py::arg("shortest") = 1)
-      .def("propose", &PyDraftIndex::propose, py::arg("k"), py::arg("latest") = true)
+      .def(
+          "occurrences",
+          [](const PyDraftIndex& index, Object shortest) {
+            return index.occurrences(to_int<int>(shortest, "DraftIndex.occurrences", "shortest"));
+          },
+          py::arg("shortest") = 1)
+      .def(
+          "propose",
+          [](const PyDraftIndex& index, Object k, bool latest) {
+            return index.propose(to_int<int64_t>(k, "DraftIndex.propose", "k"), latest);
+          },
+          py::arg("k"), py::arg("latest") = true)
       .def("__len__", [](const PyDraftIndex& index) { return index.history.size(); });
 }
 

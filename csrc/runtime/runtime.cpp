@@ -2,6 +2,7 @@
 #include "runtime.h"
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
 
 namespace skv {
@@ -65,6 +66,13 @@ void Runtime::bind(const std::vector<std::pair<std::string, void*>>& arrays) {
   for (auto& seq : sequences_) {
     if (seq) seq->row_synced = seq->row_sent = 0;
   }
+}
+
+bool Runtime::owns(const void* data) const {
+  const std::less<const void*> less;  // orders unrelated pointers too
+  return std::any_of(storage_.begin(), storage_.end(), [&](auto& array) {
+    return !less(data, array.data()) && less(data, array.data() + array.size());
+  });
 }
 
 // ---- sessions

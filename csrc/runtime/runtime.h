@@ -200,6 +200,8 @@ class Runtime {
   // cleared; the next step writes the block tables of running requests from their first entry on.
   void bind(const std::vector<std::pair<std::string, void*>>& arrays);
   std::vector<BufferSpec> buffer_specs() { return buffers_.specs(sizes_); }
+  // Whether `data` lies in an array that the runtime made itself.
+  bool owns(const void* data) const;
   const RuntimeOptions& options() const { return options_; }
   const DraftLength& draft_length() const { return draft_length_; }
 
