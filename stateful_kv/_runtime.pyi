@@ -9,7 +9,8 @@ class StaleHandle(ValueError):
     """A session or request that was closed, finished or never existed."""
 
 class OutOfBlocks(RuntimeError):
-    """The turn cannot finish even with the whole pool to itself. All counts in blocks."""
+    """The turn cannot finish even with the whole pool to itself, or a prefix does not fit into a RadixTree. All counts
+    in blocks."""
 
     needed: int
     free: int
@@ -32,13 +33,16 @@ class BlockPool:
     def num_blocks(self) -> int: ...
 
 class RadixTree:
-    """Prefixes of tokens over cache blocks, token-granular, least recently used leaves evicted first."""
+    """Prefixes of tokens over cache blocks, token-granular. Leaves are evicted from their tails, in the order of the
+    policy, "lru" or "turns" as in Runtime."""
 
     def __init__(self, num_blocks: int, block_size: int, policy: str = "lru") -> None: ...
     def insert(self, tokens: ArrayLike, namespace: str | bytes = "") -> int:
-        """Stores a prefix, evicting where needed; returns how many of its tokens were new. Raises OutOfBlocks."""
+        """Stores a prefix, evicting where needed, and counts as a use of it; returns how many of its tokens were new.
+        Raises OutOfBlocks, and then has changed nothing."""
     def match(self, tokens: ArrayLike, namespace: str | bytes = "") -> tuple[int, NDArray[np.int32]]:
-        """Longest stored prefix: its length in tokens and its block table; a node is split where it ends inside one."""
+        """Longest stored prefix: its length in tokens and its block table; a node is split where it ends inside one.
+        No use of the prefix: what is evicted next stays the same."""
     def match_length(self, tokens: ArrayLike, namespace: str | bytes = "") -> int:
         """The length alone; changes nothing."""
     def evict(self, num_blocks: int) -> int:
@@ -61,7 +65,8 @@ class DraftIndex:
         """Forgets tokens from `length` on."""
     def fork(self) -> DraftIndex: ...
     def propose(self, k: int, latest: bool = True) -> NDArray[np.int32]:
-        """At most k tokens that followed the last n-gram before, for the longest n that occurred; may be empty."""
+        """At most k tokens that followed the last n tokens before, for the longest n that occurred, the latest time or
+        the first; may be empty."""
     def occurrences(self, shortest: int = 1) -> NDArray[np.int64]:
         """Where tokens lie that followed earlier occurrences of the last n tokens, for the longest n, latest first,
         then of shorter ones; at most 32 places are looked at."""
@@ -96,18 +101,19 @@ class StepInfo:
         """Whether some sequence's drafts are a tree: tree_mask, parents, out_rows, plan_moves()."""
 
 class AheadInfo:
-    """The most that a step of the device may have; see stateful_kv.runtime."""
+    """The most that a step of the device may have, and the copies it needs; see stateful_kv.runtime."""
 
     @property
     def num_rows(self) -> int:
-        """0: nothing will run before results are taken, and nothing was planned."""
+        """Rows of tokens, drafts included. 0: nothing will run before results are taken, and nothing was planned."""
     @property
     def num_logit_rows(self) -> int: ...
     @property
     def max_rows(self) -> int:
-        """Of one sequence."""
+        """Rows of tokens of one sequence."""
     @property
-    def num_copies(self) -> int: ...
+    def num_copies(self) -> int:
+        """Exactly that many copies are to be made before the step."""
     @property
     def any_sampled(self) -> bool: ...
 
@@ -138,8 +144,8 @@ class Runtime:
     def buffers(self) -> dict[str, np.ndarray]:
         """Zero-copy views of the step's arrays."""
     def bind(self, arrays: dict[str, np.ndarray]) -> None:
-        """Replaces step arrays by the caller's (same shape and dtype, C-contiguous, writable), cleared first. Between
-        any two steps; views of the arrays replaced stay valid, but no step fills them any more."""
+        """Replaces step arrays by the caller's (same shape and dtype, C-contiguous, aligned, writable), cleared
+        first. Between any two steps; views of the arrays replaced stay valid, but no step fills them any more."""
     def open(self, namespace: str | bytes = "") -> int: ...
     def fork(self, session: int) -> int:
         """A session with the same tokens that shares all KV until one of the two writes."""

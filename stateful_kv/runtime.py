@@ -1,6 +1,7 @@
 """The C++ runtime (csrc/runtime) from Python: sessions, radix prefix cache, draft index, step planner. No torch.
 
-One thread owns a `Runtime` and everything made from it; `submit`, `plan`, `commit` and `index_drafts` release the GIL.
+One thread owns a `Runtime` and everything made from it; `submit`, `plan`, `commit`, `plan_ahead`, `commit_ahead` and
+`index_drafts` release the GIL.
 Tokens are int32 arrays of one dimension (numpy, or anything numpy can view). Sessions and requests are integers; one
 that is closed or finished raises `StaleHandle` (a ValueError). A call that raises changes nothing.
 
