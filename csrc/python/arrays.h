@@ -16,9 +16,10 @@ namespace skv::python {
 
 namespace py = pybind11;
 
+using Object = const py::object&;
 using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 
-inline py::type_error wrong_type(const py::object& object, const char* call, const char* argument,
+inline py::type_error wrong_type(Object object, const char* call, const char* argument,
                                  const std::string& expected) {
   return py::type_error(std::string(call) + ": " + argument + " has type " + Py_TYPE(object.ptr())->tp_name +
                         ", expected " + expected);
@@ -26,7 +27,7 @@ inline py::type_error wrong_type(const py::object& object, const char* call, con
 
 // An int or what stands for one, as numpy's integers do, within T's range.
 template <class T>
-T to_int(const py::object& object, const char* call, const char* argument) {
+T to_int(Object object, const char* call, const char* argument) {
   const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
   if (!index) {
     if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
@@ -49,7 +50,7 @@ T to_int(const py::object& object, const char* call, const char* argument) {
                         std::to_string(Limits::max()));
 }
 
-inline double to_float(const py::object& object, const char* call, const char* argument) {
+inline double to_float(Object object, const char* call, const char* argument) {
   const double value = PyFloat_AsDouble(object.ptr());
   if (value != -1.0 || !PyErr_Occurred()) return value;
   const bool is_number = PyErr_ExceptionMatches(PyExc_OverflowError);
@@ -79,7 +80,7 @@ void require_tokens(const py::array& array, const char* call, const char* argume
 
 // An int32 array of one dimension in one piece, which needs no conversion. Reads numpy's structs only: its
 // functions are rarely in the cache when a turn begins.
-inline bool is_plain(const py::object& object) {
+inline bool is_plain(Object object) {
   if (!py::isinstance<py::array>(object)) return false;
   const auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
@@ -88,7 +89,7 @@ inline bool is_plain(const py::object& object) {
 }
 
 // Integers only: a silently truncated float or an unflattened batch is a caller's bug.
-inline Tokens to_tokens(const py::object& object, const char* call, const char* argument = "tokens") {
+inline Tokens to_tokens(Object object, const char* call, const char* argument = "tokens") {
   if (is_plain(object)) {
     const auto tokens = py::reinterpret_borrow<Tokens>(object);
     require_tokens(tokens.data(), tokens.size(), call, argument);
@@ -127,7 +128,7 @@ py::array_t<T> copy_of(const T* data, int64_t n) {
 }
 
 // Namespaces are bytes or str; both name the same tenant when their bytes agree.
-inline std::string salt_of(const py::object& salt, const char* call) {
+inline std::string salt_of(Object salt, const char* call) {
   if (py::isinstance<py::bytes>(salt)) return salt.cast<py::bytes>();
   if (!py::isinstance<py::str>(salt)) throw wrong_type(salt, call, "namespace", "str or bytes");
   Py_ssize_t size = 0;

@@ -9,11 +9,9 @@
 namespace skv::python {
 namespace {
 
-using Object = const py::object&;
-
 struct PyDraftIndex {
   PyDraftIndex(int max_ngram, int min_ngram) : index(max_ngram, min_ngram) {}
-  void extend(const py::object& object) {
+  void extend(Object object) {
     const Tokens more = to_tokens(object, "DraftIndex.extend");
     history.insert(history.end(), more.data(), more.data() + more.size());
     index.extend(history.data(), static_cast<int64_t>(history.size()));
@@ -48,7 +46,7 @@ struct PyRadixTree {
       : pool(num_blocks), tree(&pool, block_size, make_eviction_policy(policy)) {}
 
   // Returns how many tokens were new; their blocks come from the pool, after eviction where needed.
-  int64_t insert(const py::object& object, const std::string& salt) {
+  int64_t insert(Object object, const std::string& salt) {
     const Tokens tokens = to_tokens(object, "RadixTree.insert");
     const int64_t size = (tokens.size() + tree.block_size() - 1) / tree.block_size();
     // Counted before anything changes: what is there of the prefix is locked while the rest comes.
@@ -74,7 +72,7 @@ struct PyRadixTree {
     return tokens.size() - matched;
   }
 
-  py::tuple match(const py::object& object, const std::string& salt) {
+  py::tuple match(Object object, const std::string& salt) {
     const Tokens tokens = to_tokens(object, "RadixTree.match");
     Root* root = tree.open_root(salt);
     std::vector<int32_t> table;
@@ -83,7 +81,7 @@ struct PyRadixTree {
     return py::make_tuple(length, copy_of(table.data(), static_cast<int64_t>(table.size())));
   }
 
-  int64_t match_length(const py::object& object, const std::string& salt) const {
+  int64_t match_length(Object object, const std::string& salt) const {
     const Tokens tokens = to_tokens(object, "RadixTree.match_length");
     const Root* root = tree.find_root(salt);
     return root ? tree.match_length(root, tokens.data(), tokens.size()) : 0;
