@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "../core/step.h"
+#include "reserve.h"
 #include "runtime.h"
 
 namespace skv {
@@ -56,6 +57,9 @@ bool Runtime::admit_ahead(int64_t max_rows, int64_t max_stops) {
 std::optional<AheadInfo> Runtime::plan_ahead(int64_t max_rows, int64_t max_stops) {
   require_no_step("plan_ahead");
   if (requests_.empty() || !admit_ahead(max_rows, max_stops)) return std::nullopt;
+  for (Request* r : running_) {  // nothing fails from here on
+    reserve_more(&r->seq->table, r->seq->num_new_blocks(end_ahead(*r), options_.block_size));
+  }
   // Rows that the step may have, of tokens and of logits; those who finish for certain have none.
   draft_length_.begin_step(static_cast<int64_t>(running_.size()));
   AheadInfo info;
@@ -137,18 +141,22 @@ std::vector<Event> Runtime::commit_ahead(const int64_t* request_ids, const int32
                ? r
                : nullptr;
   };
+  std::vector<Event> events;
+  events.reserve(running_.size());
   for (int64_t row = 0; row < options_.max_seqs; ++row) {
     const int32_t* entry = results + row * width;
-    if (!request_of_row(row)) continue;
+    const Request* request = request_of_row(row);
+    if (!request) continue;
     if (entry[0] < 0 || entry[1] < 0 || entry[1] > std::min<int64_t>(entry[0], sizes_.max_rows_per_seq) ||
         entry[2] < (entry[1] > 0 ? 1 : 0) || entry[2] > entry[1]) {
       throw std::invalid_argument("commit_ahead: row " + std::to_string(row) + " reports " +
                                   std::to_string(entry[2]) + " tokens of " + std::to_string(entry[1]) +
                                   " logit rows, expected 1 to that number");
     }
+    if (entry[1] > 0) add_event(*request, entry[2], &events);
   }
   ++num_steps_;
-  std::vector<Event> events;
+  auto next_event = events.begin();
   int64_t num_rows = 0, num_seqs = 0, num_tokens = 0;
   bool only_decodes = true;
   for (int64_t row = 0; row < options_.max_seqs; ++row) {
@@ -161,15 +169,16 @@ std::vector<Event> Runtime::commit_ahead(const int64_t* request_ids, const int32
     only_decodes = only_decodes && entry[0] == entry[1];
     num_rows += entry[0];
     ++num_seqs;
-    Event event = commit_ahead_row(*request, entry);
+    Event nothing{};  // a part of a delta
+    Event& event = entry[1] > 0 ? *next_event++ : nothing;
+    commit_ahead_row(*request, entry, &event);
     num_tokens += static_cast<int64_t>(event.tokens.size());
-    if (entry[1] > 0) events.push_back(std::move(event));
   }
   if (only_decodes) draft_length_.measure(seconds, num_rows, num_seqs, num_tokens);
   return events;
 }
 
-Event Runtime::commit_ahead_row(Request& request, const int32_t* entry) {
+void Runtime::commit_ahead_row(Request& request, const int32_t* entry, Event* event) {
   Sequence& seq = *request.seq;
   request.step.start = std::min(seq.resident, request.known() - 1);
   request.step.num_tokens = entry[0];
@@ -177,9 +186,8 @@ Event Runtime::commit_ahead_row(Request& request, const int32_t* entry) {
   request.step.num_drafts = request.step.trunk = std::max(0, entry[1] - 1);
   std::copy_n(entry + kResultHeader, entry[2], buffers_.out_tokens + request.row * sizes_.max_rows_per_seq);
   buffers_.out_num_tokens[request.row] = entry[2];
-  Event event = commit_request(request);
+  commit_request(request, event);
   seq.row_history = static_cast<int64_t>(seq.tokens.size());
-  return event;
 }
 
 void Runtime::forget_ahead() {

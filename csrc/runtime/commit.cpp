@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "reserve.h"
 #include "runtime.h"
 
 namespace skv {
@@ -10,10 +11,14 @@ std::vector<Event> Runtime::commit(double seconds) {
   if (!step_planned_) throw std::invalid_argument("commit: no step is planned");
   if (moves_due_) throw std::invalid_argument("commit: KV of accepted rows is to be moved: plan_moves()");
   check_results();
-  step_planned_ = false;
-  ++num_steps_;
   std::vector<Event> events;
   events.reserve(running_.size());
+  for (const Request* request : running_) {
+    if (request->step.num_logits > 0) add_event(*request, buffers_.out_num_tokens[request->row], &events);
+  }
+  step_planned_ = false;
+  ++num_steps_;
+  auto next_event = events.begin();
   int64_t num_rows = 0, num_seqs = 0, num_tokens = 0;
   bool only_decodes = true;
   for (size_t i = 0; i < running_.size();) {
@@ -25,10 +30,11 @@ std::vector<Event> Runtime::commit(double seconds) {
     only_decodes = only_decodes && step.num_logits == step.num_tokens;
     num_rows += step.num_tokens;
     ++num_seqs;
-    Event event = commit_request(*running_[i]);
+    Event nothing{};  // a part of a delta
+    Event& event = step.num_logits > 0 ? *next_event++ : nothing;
+    commit_request(*running_[i], &event);
     num_tokens += static_cast<int64_t>(event.tokens.size());
     if (event.finish_reason == FinishReason::kNone) ++i;  // a finished request has left
-    if (step.num_logits > 0) events.push_back(std::move(event));
   }
   if (only_decodes) draft_length_.measure(seconds, num_rows, num_seqs, num_tokens);
   return events;
@@ -96,11 +102,19 @@ int64_t Runtime::plan_moves() {
   return num_moves;
 }
 
-Event Runtime::commit_request(Request& request) {
+// Room for a request's tokens, in its session and in what its caller is told: taking them over needs no
+// memory.
+void Runtime::add_event(const Request& request, int64_t num_tokens, std::vector<Event>* events) const {
+  reserve_more(&request.seq->tokens, num_tokens);
+  events->push_back({request.id, {}, FinishReason::kNone});
+  events->back().tokens.reserve(num_tokens);
+}
+
+// event: of add_event, where the step has logits.
+void Runtime::commit_request(Request& request, Event* event) {
   Sequence& seq = *request.seq;
   const Step step = request.step;
   request.step = Step{};
-  Event event{request.id, {}, FinishReason::kNone};
   request.stats.fed_tokens += step.num_tokens;
   request.stats.drafted += step.num_drafts;
   const int source = static_cast<int>(step.source), branches = static_cast<int>(DraftSource::kBranches);
@@ -111,14 +125,13 @@ Event Runtime::commit_request(Request& request) {
     const int32_t* out = buffers_.out_tokens + request.row * sizes_.max_rows_per_seq;
     const int32_t num = buffers_.out_num_tokens[request.row];
     const auto& stops = request.params.stop_token_ids;
-    event.tokens.reserve(num);
-    for (int32_t i = 0; i < num && event.finish_reason == FinishReason::kNone; ++i) {
-      event.tokens.push_back(out[i]);
+    for (int32_t i = 0; i < num && event->finish_reason == FinishReason::kNone; ++i) {
+      event->tokens.push_back(out[i]);
       seq.tokens.push_back(out[i]);
       if (std::find(stops.begin(), stops.end(), out[i]) != stops.end()) {
-        event.finish_reason = FinishReason::kStop;
+        event->finish_reason = FinishReason::kStop;
       } else if (request.num_remaining() == 0) {
-        event.finish_reason = FinishReason::kLength;
+        event->finish_reason = FinishReason::kLength;
       }
     }
     // Rows of the trunk are those of a chain; a walk that leaves it does not come back.
@@ -128,7 +141,7 @@ Event Runtime::commit_request(Request& request) {
     const int kind = draft_kind(step.source, step.ngram);
     if (step.num_drafts > 0) draft_length_.judge(&seq.draft_record, kind, step.trunk, in_trunk);
     if (step.has_candidates) branch_model_.judge(&seq.branch_record, kind, request.tree, out, num);
-    const int64_t accepted = std::min<int64_t>(num - 1, static_cast<int64_t>(event.tokens.size()));
+    const int64_t accepted = std::min<int64_t>(num - 1, static_cast<int64_t>(event->tokens.size()));
     request.stats.accepted += accepted;
     request.stats.accepted_from[source] += std::min(accepted, in_trunk);
     request.stats.accepted_from[branches] += accepted - std::min(accepted, in_trunk);
@@ -137,13 +150,12 @@ Event Runtime::commit_request(Request& request) {
   const bool prefilled = step.num_tokens - step.num_drafts > 1;
   seq.resident = std::max(seq.resident, written);
   seq.computed = std::max(seq.computed, seq.resident);
-  if (event.finish_reason != FinishReason::kNone) {
+  if (event->finish_reason != FinishReason::kNone) {
     finish_turn(request, request.known(), true);
   } else if (prefilled) {
     // Full blocks of the prompt can serve others from now on; the tail stays writable.
     publish(seq, seq.resident / options_.block_size * options_.block_size);
   }
-  return event;
 }
 
 void Runtime::finish_turn(Request& request, int64_t length, bool keep_stats) {

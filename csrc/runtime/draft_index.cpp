@@ -2,6 +2,7 @@
 #include "draft_index.h"
 
 #include <algorithm>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -67,32 +68,29 @@ DraftIndex::DraftIndex(int max_ngram, int min_ngram) : max_ngram_(max_ngram), mi
 void DraftIndex::extend(const int32_t* history, int64_t length) {
   if (length <= length_) return;
   if (length > INT32_MAX) throw std::invalid_argument("DraftIndex: more than 2^31 - 1 tokens");
-  Layer& layer = writable_layer(history);
-  add(layer, history, length_, length);
+  if (!views_.empty() && views_.back().layer.use_count() == 1 && views_.back().layer->end == length_) {
+    add(*views_.back().layer, history, length_, length);
+  } else {
+    push_layer(history, length);
+  }
   views_.back().limit = length_ = length;
 }
 
-// The last layer where it is ours alone, else a new one; small layers below are folded in, so that each is at
-// least twice the size of the one above.
-DraftIndex::Layer& DraftIndex::writable_layer(const int32_t* history) {
-  if (!views_.empty() && views_.back().layer.use_count() == 1 && views_.back().layer->end == length_) {
-    return *views_.back().layer;
-  }
+// A layer of our own on top; small ones below are folded in, so that each is at least twice the size of the
+// one above.
+void DraftIndex::push_layer(const int32_t* history, int64_t end) {
   int64_t begin = length_;
+  size_t num_kept = views_.size();
   auto size_of = [](const View& view) { return view.limit - view.layer->begin; };
-  while (views_.size() > 1 &&
-         size_of(views_[views_.size() - 2]) < 2 * (length_ - views_.back().layer->begin)) {
-    begin = views_.back().layer->begin;
-    views_.pop_back();
+  while (num_kept > 1 && size_of(views_[num_kept - 2]) < 2 * (length_ - views_[num_kept - 1].layer->begin)) {
+    begin = views_[--num_kept].layer->begin;
   }
-  if (begin < length_) {
-    begin = views_.back().layer->begin;
-    views_.pop_back();
-  }
+  if (begin < length_) begin = views_[--num_kept].layer->begin;
   auto layer = std::make_shared<Layer>(begin, max_ngram_ - min_ngram_ + 1);
-  add(*layer, history, begin, length_);
-  views_.push_back({std::move(layer), length_});
-  return *views_.back().layer;
+  add(*layer, history, begin, end);
+  views_.reserve(num_kept + 1);
+  views_.erase(views_.begin() + num_kept, views_.end());
+  views_.push_back({std::move(layer), end});
 }
 
 // Calls fn(order, first, size, slots) for each n: slots[i] belongs to the n-gram that ends at begin + i, for
@@ -164,15 +162,21 @@ void DraftIndex::truncate(const int32_t* history, int64_t length) {
     cut(*view.layer, history, length);
   } else if (2 * (length - begin) < view.layer->end - begin) {
     // Links start at the latest occurrence: proposals would walk all that lies behind the limit. What is left
-    // is less than what went, and gets a layer of its own.
+    // is less than what went, and gets a layer of its own, if there is memory for it.
+    View shared = std::move(view);
     views_.pop_back();
     length_ = begin;
-    extend(history, length);
-    return;
+    try {
+      extend(history, length);
+      return;
+    } catch (const std::bad_alloc&) {
+      views_.push_back(std::move(shared));
+      length_ = length;
+    }
   }
   // A shared layer stays whole and is only looked at up to the limit, and so does one with tokens of a copy
   // that is gone.
-  view.limit = length;
+  views_.back().limit = length;
 }
 
 // Position where an occurrence of the n tokens before tail_end, of that hash, ended; a token follows it.

@@ -59,7 +59,7 @@ class DraftIndex {
     int64_t limit;  // positions from here on belong to another copy's future
   };
 
-  Layer& writable_layer(const int32_t* history);
+  void push_layer(const int32_t* history, int64_t end);
   template <class Fn>
   void with_slots(Layer& layer, const int32_t* history, int64_t begin, int64_t end, Fn fn) const;
   void add(Layer& layer, const int32_t* history, int64_t begin, int64_t end) const;

@@ -51,6 +51,12 @@ bool Runtime::is_related(const Sequence& a, const Sequence& b) const {
          std::equal(a.tokens.begin(), a.tokens.begin() + n, b.tokens.begin());
 }
 
+// What find_relatives() will write.
+void Runtime::reserve_relatives(Sequence& seq) {
+  seq.root->recent.reserve(kRecent);
+  seq.relatives.reserve(std::min<size_t>(options_.num_relatives, 1 + kRecent));
+}
+
 // Once a turn, so that a step asks a handful of sessions at most.
 void Runtime::find_relatives(Sequence& seq) {
   std::vector<uint64_t>& recent = seq.root->recent;

@@ -6,8 +6,10 @@
 #include <set>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "radix_tree.h"
+#include "reserve.h"
 
 namespace skv {
 namespace {
@@ -44,6 +46,16 @@ class LruPolicy final : public EvictionPolicy {
 // Queues of leaves only, ordered by when they were used or are expected again, in turns taken by anybody.
 class TurnsPolicy final : public EvictionPolicy {
  public:
+  // Entries of queues come from here and go back: two for each node that may be a leaf.
+  void reserve(int64_t num_nodes) override {
+    const int64_t needed = 2 * num_nodes;
+    if (needed <= num_entries_) return;
+    reserve_more(&spare_, needed - spare_.size());
+    for (; num_entries_ < needed; ++num_entries_) {
+      Order entry{{0, nullptr}};
+      spare_.push_back(entry.extract(entry.begin()));
+    }
+  }
   void on_insert(Node& node) override {
     note_turn(node);
     if (node.children.empty()) enqueue(node);
@@ -90,24 +102,31 @@ class TurnsPolicy final : public EvictionPolicy {
     return std::max<int64_t>(1, node.period ? node.period : usual_period_);
   }
 
+  void put(Order* queue, int64_t turn, Node& node) {
+    spare_.back().value() = {turn, &node};
+    queue->insert(std::move(spare_.back()));
+    spare_.pop_back();
+  }
+  void take(Order* queue, int64_t turn, Node& node) { spare_.push_back(queue->extract({turn, &node})); }
+
   void enqueue(Node& node) {
     if (!node.attached) {
       node.queue = kAbandoned;
-      abandoned_.emplace(node.last_turn, &node);
+      put(&abandoned_, node.last_turn, node);
       return;
     }
     node.queue = kLive;
     node.expected_turn = node.last_turn + period_of(node);
     node.overdue_turn = node.last_turn + kMissedTurns * period_of(node);
-    expected_.emplace(node.expected_turn, &node);
-    overdue_.emplace(node.overdue_turn, &node);
+    put(&expected_, node.expected_turn, node);
+    put(&overdue_, node.overdue_turn, node);
   }
 
   void dequeue(Node& node) {
-    if (node.queue == kAbandoned) abandoned_.erase({node.last_turn, &node});
+    if (node.queue == kAbandoned) take(&abandoned_, node.last_turn, node);
     if (node.queue == kLive) {
-      expected_.erase({node.expected_turn, &node});
-      overdue_.erase({node.overdue_turn, &node});
+      take(&expected_, node.expected_turn, node);
+      take(&overdue_, node.overdue_turn, node);
     }
     node.queue = kNone;
   }
@@ -117,6 +136,8 @@ class TurnsPolicy final : public EvictionPolicy {
   Order abandoned_;
   Order expected_;  // the same leaves as overdue_
   Order overdue_;
+  std::vector<Order::node_type> spare_;
+  int64_t num_entries_ = 0;  // queued or spare; there is room for all of them in spare_
 };
 
 }  // namespace

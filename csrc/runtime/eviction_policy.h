@@ -1,6 +1,7 @@
 // Which cached leaf loses its tail next. The tree reports what becomes evictable; the policy only orders it.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -12,6 +13,8 @@ class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
 
+  // There will be so many nodes. Whatever is reported of them afterwards allocates nothing.
+  virtual void reserve(int64_t /*num_nodes*/) {}
   // The node became evictable (its last lock went). Along one path children are always reported before their
   // parents.
   virtual void on_insert(Node& node) = 0;

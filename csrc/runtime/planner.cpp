@@ -7,12 +7,26 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "reserve.h"
 #include "runtime.h"
 
 namespace skv {
 
 std::optional<StepInfo> Runtime::plan() {
   require_no_step("plan");
+  try {
+    if (!plan_requests()) return std::nullopt;
+  } catch (...) {
+    cancel_step();  // what was reserved so far
+    throw;
+  }
+  step_planned_ = true;
+  cut_trees();
+  return fill_buffers();
+}
+
+// False: nothing is left to run.
+bool Runtime::plan_requests() {
   budget_ = options_.max_batch_tokens;
   preempted_ = false;
   draft_length_.begin_step(
@@ -29,13 +43,8 @@ std::optional<StepInfo> Runtime::plan() {
   admit_waiting();
   const bool any =
       std::any_of(running_.begin(), running_.end(), [](auto* r) { return r->step.num_tokens > 0; });
-  if (!any) {
-    if (!requests_.empty()) throw std::logic_error("plan: requests are left but none can run");
-    return std::nullopt;
-  }
-  step_planned_ = true;
-  cut_trees();
-  return fill_buffers();
+  if (!any && !requests_.empty()) throw std::logic_error("plan: requests are left but none can run");
+  return any;
 }
 
 // Frees blocks by eviction, then by preempting whoever comes after the request. False: the request is the
@@ -135,15 +144,17 @@ void Runtime::reserve(Request& request, int64_t start, int64_t num_tokens, int64
   Sequence& seq = *request.seq;
   const int64_t block_size = options_.block_size;
   const int64_t end = start + num_tokens;
+  const int64_t table_size = static_cast<int64_t>(seq.table.size());
+  const int64_t size = std::max(table_size, (end + block_size - 1) / block_size);
+  reserve_more(&seq.table, size - table_size);
   Step& step = request.step;
   step.start = start;
   step.num_tokens = num_tokens;
   step.num_drafts = num_drafts;
   step.num_logits = end - num_drafts == request.known() ? 1 + num_drafts : 0;
-  step.table_size = static_cast<int64_t>(seq.table.size());
+  step.table_size = table_size;
   budget_ -= num_tokens;
   if (end <= seq.resident) return;  // only the last token again: it is in the cache and nothing is written
-  const int64_t size = std::max(step.table_size, (end + block_size - 1) / block_size);
   bool ok = true;
   if (seq.tail_is_shared(block_size)) {
     step.copy = {seq.resident / block_size, seq.table[seq.resident / block_size]};
@@ -153,7 +164,7 @@ void Runtime::reserve(Request& request, int64_t start, int64_t num_tokens, int64
     seq.own_begin = step.copy.idx;
   }
   seq.table.resize(size);
-  ok = ok && pool_.alloc(size - step.table_size, seq.table.data() + step.table_size);
+  ok = ok && pool_.alloc(size - table_size, seq.table.data() + table_size);
   if (!ok) throw std::logic_error("plan: blocks that were counted as available are not");
 }
 

@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <stdexcept>
+
+#include "reserve.h"
 
 namespace skv {
 namespace {
@@ -29,6 +32,11 @@ Node* ChildMap::find(int32_t token) const {
   return it == many_.end() ? nullptr : it->second;
 }
 
+Node* ChildMap::any() const {
+  if (many_.empty()) return few_.empty() ? nullptr : few_.back().second;
+  return many_.begin()->second;
+}
+
 void ChildMap::set(int32_t token, Node* child) {
   if (!many_.empty()) {
     many_[token] = child;
@@ -40,11 +48,14 @@ void ChildMap::set(int32_t token, Node* child) {
       return;
     }
   }
-  few_.emplace_back(token, child);
-  if (few_.size() > kFew) {
-    many_.insert(few_.begin(), few_.end());
-    few_.clear();
+  if (few_.size() < kFew) {
+    few_.emplace_back(token, child);
+    return;
   }
+  std::unordered_map<int32_t, Node*> many(few_.begin(), few_.end());
+  many.emplace(token, child);
+  many_.swap(many);
+  few_.clear();
 }
 
 void ChildMap::erase(int32_t token) {
@@ -57,25 +68,28 @@ void ChildMap::erase(int32_t token) {
 
 RadixTree::RadixTree(BlockPool* pool, int64_t block_size, std::unique_ptr<EvictionPolicy> policy)
     : pool_(pool), block_size_(block_size), policy_(std::move(policy)) {
-  if (block_size < 1) throw std::invalid_argument("RadixTree: block_size must be at least 1");
+  if (block_size < 1 || block_size > INT32_MAX) {
+    throw std::invalid_argument("RadixTree: block_size is " + std::to_string(block_size) +
+                                ", expected 1 to " + std::to_string(INT32_MAX));
+  }
 }
 
 RadixTree::~RadixTree() {
-  for (auto& entry : roots_) entry.second->children.for_each([&](Node* child) { drop_subtree(child); });
-  for (auto& entry : private_roots_)
-    entry.second->children.for_each([&](Node* child) { drop_subtree(child); });
+  for (auto& entry : roots_) drop_children(entry.second.get());
+  for (auto& entry : private_roots_) drop_children(entry.second.get());
 }
 
 // ---- namespaces
 
 Root* RadixTree::open_root(const std::string& salt) {
-  auto& root = roots_[salt];
-  if (!root) {
-    root = std::make_unique<Root>();
+  auto it = roots_.find(salt);
+  if (it == roots_.end()) {
+    auto root = std::make_unique<Root>();
     root->salt = salt;
+    it = roots_.emplace(salt, std::move(root)).first;
   }
-  ++root->num_users;
-  return root.get();
+  ++it->second->num_users;
+  return it->second.get();
 }
 
 Root* RadixTree::open_private_root() {
@@ -95,29 +109,31 @@ Root* RadixTree::find_root(const std::string& salt) const {
 void RadixTree::close_root(Root* root) {
   if (--root->num_users > 0) return;
   if (root->is_private) {
-    root->children.for_each([&](Node* child) { drop_subtree(child); });
+    drop_children(root);
     private_roots_.erase(root);
   } else if (root->children.empty()) {
     erase_root(root);
   }
 }
 
-void RadixTree::erase_root(Root* root) {
-  const std::string salt = root->salt;
-  roots_.erase(salt);
-}
+void RadixTree::erase_root(Root* root) { roots_.erase(roots_.find(root->salt)); }
 
-// Children before parents, off an explicit list: a deep chain of forks must not exhaust the stack.
-void RadixTree::drop_subtree(Node* top) {
-  std::vector<Node*> order{top};
-  for (size_t i = 0; i < order.size(); ++i) order[i]->children.for_each([&](Node* c) { order.push_back(c); });
-  for (auto it = order.rbegin(); it != order.rend(); ++it) {
-    Node* node = *it;
+// Children before parents, neither recursive nor off a list: a deep chain of forks must not exhaust the
+// stack, and closing must not ask for memory.
+void RadixTree::drop_children(Root* root) {
+  for (Node* node = root; !node->is_root() || !node->children.empty();) {
+    if (Node* child = node->children.any()) {
+      node = child;
+      continue;
+    }
     if (node->num_locks == 0) policy_->on_remove(*node);
     (node->num_locks == 0 ? num_evictable_ : num_protected_) -= num_counted_blocks(node);
     for (int64_t i = node->start / block_size_; i < blocks_for(node->end); ++i) pool_->unref(node->block(i));
     --num_nodes_;
+    Node* parent = node->parent;
+    parent->children.erase(node->first_token);
     delete node;
+    node = parent;
   }
 }
 
@@ -149,19 +165,25 @@ Node* RadixTree::descend(Node* from, const int32_t* tokens, int64_t num_tokens, 
     if (!child) break;
     const int64_t n = std::min(child->size(), num_tokens - child->start);
     const int64_t matched = common_prefix(child->tokens(), tokens + child->start, n);
-    if (matched < child->size()) child = split(child, child->start + matched);
-    table->resize(child->start / block_size_);
-    const int32_t* blocks =
-        child->storage->blocks.data() + (child->start / block_size_ - child->storage->first_block);
-    table->insert(table->end(), blocks, blocks + (blocks_for(child->end) - child->start / block_size_));
-    node = child;
+    node = matched < child->size() ? split(child, child->start + matched) : child;
+  }
+  if (node == from) return from;
+  int64_t last = blocks_for(node->end);
+  table->resize(last);
+  for (const Node* n = node; n != from; n = n->parent) {  // deeper nodes override those above
+    const int64_t first = n->start / block_size_;
+    const int32_t* blocks = n->storage->blocks.data() + (first - n->storage->first_block);
+    std::copy_n(blocks, last - first, table->data() + first);
+    last = first;
   }
   return node;
 }
 
 // The node keeps its identity as the LOWER part, so whoever rests on its end stays where it is.
 Node* RadixTree::split(Node* node, int64_t at) {
+  policy_->reserve(num_nodes_ + 1);
   auto upper = std::make_unique<Node>();
+  upper->children.set(node->tokens()[at - node->start], node);
   upper->parent = node->parent;
   upper->start = node->start;
   upper->end = at;
@@ -173,7 +195,6 @@ Node* RadixTree::split(Node* node, int64_t at) {
   node->start = at;
   node->first_token = node->tokens()[0];
   node->parent = upper.get();
-  upper->children.set(node->first_token, node);
   if (node->num_locks == 0) policy_->on_split(*upper, *node);
   ++num_nodes_;
   return upper.release();
@@ -181,54 +202,67 @@ Node* RadixTree::split(Node* node, int64_t at) {
 
 Node* RadixTree::ancestor_at(Node* node, int64_t length) {
   while (node->start >= length && !node->is_root()) node = node->parent;
-  return node->end > length ? split(node, length) : node;
+  if (node->end <= length) return node;
+  try {
+    return split(node, length);
+  } catch (const std::bad_alloc&) {
+    return node->parent;
+  }
 }
 
 // ---- publishing
 
 Node* RadixTree::insert(Node* held, const int32_t* tokens, int64_t end, int32_t* table, int64_t* own_begin,
                         int64_t* first_changed) {
-  while (held->end < end) {
-    const int64_t at = held->end;
-    Node* child = held->children.find(tokens[at]);
-    if (!child) {
-      held = grow(held, tokens, end, table);
-      *own_begin = blocks_for(end);
-      break;
-    }
+  if (held->end >= end) return held;
+  // The path as it will be comes first: it may lack memory. What follows cannot.
+  Node* node = held;
+  while (node->end < end) {
+    const int64_t at = node->end;
+    Node* child = node->children.find(tokens[at]);
+    if (!child) break;
     const int64_t matched = common_prefix(child->tokens(), tokens + at, std::min(child->size(), end - at));
-    if (matched < child->size()) child = split(child, at + matched);
-    lock_one(child);
+    node = matched < child->size() ? split(child, at + matched) : child;
+  }
+  const int64_t known = node->end;
+  Node* deepest = known < end ? grow(node, node == held, tokens, end, table) : node;
+  for (; node != held; node = node->parent) {
+    lock_one(node);
     // A block is adopted once the tree's covers all that the caller has published of it. Of a block that the
     // match leaves half-way the caller's copy stays: it is what the rest overrides the tree's block with.
-    int64_t idx = at / block_size_;
-    for (; idx * block_size_ < child->end && std::min((idx + 1) * block_size_, end) <= child->end; ++idx) {
+    const int64_t node_end = std::min(node->end, known);
+    int64_t idx = node->start / block_size_;
+    for (; idx * block_size_ < node_end && std::min((idx + 1) * block_size_, end) <= node_end; ++idx) {
       pool_->unref(table[idx]);
-      table[idx] = child->block(idx);
+      table[idx] = node->block(idx);
       *first_changed = std::min(*first_changed, idx);
     }
-    *own_begin = idx;
-    held = child;
   }
-  return held;
+  *own_begin = blocks_for(end);
+  return deepest;
 }
 
-// Adds tokens that no child of held begins: in place where nobody else can tell, else as a new child.
-Node* RadixTree::grow(Node* held, const int32_t* tokens, int64_t end, const int32_t* table) {
-  const int64_t at = held->end;
+// Adds tokens that no child of the last known node begins: in place where nobody else can tell, else as a new
+// child. The caller's lock is on the child, and on `last` where that is held; else it is still to come.
+Node* RadixTree::grow(Node* last, bool is_held, const int32_t* tokens, int64_t end, const int32_t* table) {
+  const int64_t at = last->end;
   const int64_t first = at / block_size_;
-  const int64_t last = blocks_for(end);
-  num_protected_ += last - first;
-  const bool alone = !held->is_root() && held->children.empty() && held->num_locks == 1 && !held->attached;
+  const int64_t num_blocks = blocks_for(end) - first;
+  const bool alone =
+      !last->is_root() && last->children.empty() && last->num_locks == (is_held ? 1 : 0) && !last->attached;
   if (alone && at % block_size_ == 0) {
-    NodeStorage& storage = *held->storage;
+    NodeStorage& storage = *last->storage;
+    reserve_more(&storage.tokens, end - at);
+    reserve_more(&storage.blocks, num_blocks);
     storage.tokens.insert(storage.tokens.end(), tokens + at, tokens + end);
-    storage.blocks.insert(storage.blocks.end(), table + first, table + last);
-    held->end = end;
-    return held;
+    storage.blocks.insert(storage.blocks.end(), table + first, table + first + num_blocks);
+    last->end = end;
+    (is_held ? num_protected_ : num_evictable_) += num_blocks;
+    return last;
   }
+  policy_->reserve(num_nodes_ + 1);
   auto child = std::make_unique<Node>();
-  child->parent = held;
+  child->parent = last;
   child->start = at;
   child->end = end;
   child->num_locks = 1;
@@ -237,8 +271,9 @@ Node* RadixTree::grow(Node* held, const int32_t* tokens, int64_t end, const int3
   child->storage->base = at;
   child->storage->first_block = first;
   child->storage->tokens.assign(tokens + at, tokens + end);
-  child->storage->blocks.assign(table + first, table + last);
-  held->children.set(tokens[at], child.get());
+  child->storage->blocks.assign(table + first, table + first + num_blocks);
+  last->children.set(tokens[at], child.get());
+  num_protected_ += num_blocks;
   ++num_nodes_;
   return child.release();
 }
@@ -279,7 +314,11 @@ void RadixTree::lock(Node* node) {
     joinable = joinable || (below && can_join(node, below));
   }
   ++node->num_locks;
-  if (joinable) join_path(lowest);
+  if (!joinable) return;
+  try {
+    join_path(lowest);
+  } catch (const std::bad_alloc&) {  // another time
+  }
 }
 
 void RadixTree::unlock(Node* node) {

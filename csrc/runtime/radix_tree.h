@@ -11,6 +11,9 @@
 // sequence is told. Nothing here walks the history: every operation costs what it adds, matches or removes,
 // plus the depth for locks. Locking a path joins its nodes that nothing needs apart any more (nobody rests on
 // them, one child), so that the depth follows the branches there are, not those there once were.
+//
+// Where memory runs out, open_root, open_private_root, descend and insert throw std::bad_alloc and have
+// changed nothing, but for a node that may be split now. Nothing else throws it.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +43,7 @@ struct NodeStorage {
 class ChildMap {
  public:
   Node* find(int32_t token) const;
+  Node* any() const;  // nullptr: none
   void set(int32_t token, Node* child);
   void erase(int32_t token);
   bool empty() const { return few_.empty() && many_.empty(); }
@@ -137,7 +141,8 @@ class RadixTree {
   // now.
   Node* claim_tail(Node* held);
 
-  // The node on the path of `node` that ends exactly at length <= node->end.
+  // The node on the path of `node` that ends exactly at length <= node->end; where there is no memory to
+  // split one, the last that ends before.
   Node* ancestor_at(Node* node, int64_t length);
 
   // Of the path, only nodes that nobody rests on or locks for themselves may go; `node` stays.
@@ -163,12 +168,12 @@ class RadixTree {
   struct Census;
 
   Node* split(Node* node, int64_t at);
-  Node* grow(Node* held, const int32_t* tokens, int64_t end, const int32_t* table);
+  Node* grow(Node* last, bool is_held, const int32_t* tokens, int64_t end, const int32_t* table);
   void truncate_storage(Node* leaf, int64_t end);
   void remove_leaf(Node* leaf);
   void shrink_attached(Node* node, Node* target);
   void trim_tail(Node* leaf, int64_t most);
-  void drop_subtree(Node* node);
+  void drop_children(Root* root);
   void erase_root(Root* root);
   void lock_one(Node* node);
   bool can_join(const Node* upper, const Node* lower) const;

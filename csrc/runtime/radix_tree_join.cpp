@@ -1,6 +1,8 @@
 // Joining nodes of a locked path that nothing keeps apart any more. Part of RadixTree.
 #include "radix_tree.h"
 
+#include "reserve.h"
+
 namespace skv {
 
 // Whether nobody can tell the upper node from its only child. Both are locked.
@@ -19,6 +21,10 @@ bool RadixTree::can_join(const Node* upper, const Node* lower) const {
 
 // The lower node becomes both, as whoever rests on it or locks it does so at its end.
 void RadixTree::join(Node* upper, Node* lower) {
+  if (upper->storage != lower->storage) {
+    reserve_more(&upper->storage->tokens, lower->size());
+    reserve_more(&upper->storage->blocks, blocks_for(lower->end) - lower->start / block_size_);
+  }
   num_protected_ -= num_counted_blocks(upper) + num_counted_blocks(lower);
   if (upper->end % block_size_ != 0) pool_->unref(upper->block(upper->end / block_size_));
   if (upper->storage != lower->storage) {

@@ -5,30 +5,50 @@
 #include <functional>
 #include <stdexcept>
 
+#include "reserve.h"
+
 namespace skv {
 namespace {
 
 constexpr size_t kKeptStats = 4096;  // statistics of finished requests that nobody has taken yet
 
+void require(bool ok, const char* name, int64_t value, const std::string& expected) {
+  if (ok) return;
+  throw std::invalid_argument(std::string("Runtime: ") + name + " is " + std::to_string(value) +
+                              ", expected " + expected);
+}
+
+void require_in(const char* name, int64_t value, int64_t least, int64_t most) {
+  require(least <= value && value <= most, name, value,
+          std::to_string(least) + " to " + std::to_string(most));
+}
+
+// Positions, rows and table entries are int32 in the step's buffers, whose sizes are int64.
 RuntimeOptions checked(RuntimeOptions o) {
-  auto require = [](bool ok, const std::string& what) {
-    if (!ok) throw std::invalid_argument("Runtime: " + what);
-  };
-  require(o.num_blocks >= 1, "num_blocks must be at least 1");
-  require(o.block_size >= 1, "block_size must be at least 1");
-  require(o.max_seqs >= 1, "max_seqs must be at least 1");
-  require(o.max_batch_tokens >= o.max_seqs, "max_batch_tokens must be at least max_seqs");
-  require(o.max_blocks_per_seq >= 0, "max_blocks_per_seq must not be negative");
-  require(o.num_drafts >= 0, "num_drafts must not be negative");
-  require(o.num_relatives >= 0, "num_relatives must not be negative");
-  require(o.num_branches >= 0 && o.num_branches <= kMaxBranches, "num_branches must be 0 to 16");
-  require(o.num_branches == 0 || o.num_drafts < kTreeRows, "trees (num_branches) have at most 63 drafts");
-  if (o.max_blocks_per_seq == 0) o.max_blocks_per_seq = o.num_blocks;
+  constexpr int64_t kMost = INT32_MAX;
+  require_in("num_blocks", o.num_blocks, 1, kMost);
+  require_in("block_size", o.block_size, 1, kMost);
+  require_in("max_batch_tokens", o.max_batch_tokens, 1, kMost);
+  require(o.max_seqs >= 1 && o.max_seqs <= o.max_batch_tokens, "max_seqs", o.max_seqs,
+          "1 to max_batch_tokens, " + std::to_string(o.max_batch_tokens));
+  const int64_t blocks = kMost / o.block_size;
+  require(o.max_blocks_per_seq >= 0 && o.max_blocks_per_seq <= blocks, "max_blocks_per_seq",
+          o.max_blocks_per_seq,
+          "0 to " + std::to_string(blocks) + " of block_size " + std::to_string(o.block_size));
+  if (o.max_blocks_per_seq == 0) o.max_blocks_per_seq = std::min<int64_t>(o.num_blocks, blocks);
+  require_in("num_drafts", o.num_drafts, 0, kMost - 1);
+  const int64_t width = std::max<int64_t>(o.max_blocks_per_seq, int64_t{1} + o.num_drafts);
+  require(o.max_seqs <= INT64_MAX / 8 / width, "max_seqs", o.max_seqs,
+          "at most " + std::to_string(INT64_MAX / 8 / width) + " rows of " + std::to_string(width));
+  require_in("num_relatives", o.num_relatives, 0, kMost);
+  require_in("num_branches", o.num_branches, 0, kMaxBranches);
+  require(o.num_branches == 0 || o.num_drafts < kTreeRows, "num_drafts", o.num_drafts,
+          "at most " + std::to_string(kTreeRows - 1) + " with trees (num_branches)");
   return o;
 }
 
 StepSizes sizes_of(const RuntimeOptions& o) {
-  const int64_t rows = 1 + o.num_drafts;
+  const int64_t rows = int64_t{1} + o.num_drafts;
   return {o.max_batch_tokens, o.max_seqs, o.max_blocks_per_seq,
           std::min(o.max_batch_tokens, o.max_seqs * rows), rows};
 }
@@ -40,13 +60,16 @@ Runtime::Runtime(const RuntimeOptions& options)
       sizes_(sizes_of(options_)),
       pool_(options_.num_blocks),
       tree_(&pool_, options_.block_size, make_eviction_policy(options_.policy)),
+      finished_(kKeptStats),
       rows_(options_.max_seqs) {
   DraftIndex(options_.max_ngram, options_.min_ngram);  // checks both
-  for (BufferSpec& spec : buffer_specs()) {
+  running_.reserve(options_.max_seqs);
+  const std::vector<BufferSpec> specs = buffer_specs();
+  for (const BufferSpec& spec : specs) {
     storage_.emplace_back((spec.num_bytes() + 7) / 8);
     spec.set(storage_.back().data());
   }
-  buffers_.clear(sizes_);
+  buffers_.clear(sizes_, specs);
 }
 
 Runtime::~Runtime() = default;
@@ -61,7 +84,7 @@ void Runtime::bind(const std::vector<std::pair<std::string, void*>>& arrays) {
     if (find(name) == specs.end()) throw std::invalid_argument("bind: there is no buffer '" + name + "'");
   }
   for (auto& [name, data] : arrays) find(name)->set(data);
-  buffers_.clear(sizes_);
+  buffers_.clear(sizes_, specs);
   last_num_seqs_ = last_num_tokens_ = last_num_copies_ = last_num_logit_rows_ = 0;
   for (auto& seq : sequences_) {
     if (seq) seq->row_synced = seq->row_sent = 0;
@@ -94,33 +117,43 @@ Sequence& Runtime::get_idle(uint64_t session, const char* what) const {
   return seq;
 }
 
-Sequence& Runtime::new_sequence() {
+// Not among the sessions yet: whoever makes it fills it first. A slot is free for it.
+std::unique_ptr<Sequence> Runtime::new_sequence() {
+  auto seq = std::make_unique<Sequence>(options_.max_ngram, options_.min_ngram);
+  seq->tree = &tree_;
   if (free_slots_.empty()) {
-    free_slots_.push_back(static_cast<uint32_t>(sequences_.size()));
+    const size_t slot = sequences_.size();
+    reserve_more(&sequences_, 1);
+    reserve_more(&generations_, 1);
+    reserve_more(&free_slots_, slot + 1);  // all may be closed
+    free_slots_.push_back(static_cast<uint32_t>(slot));
     sequences_.emplace_back();
     generations_.push_back(0);
   }
-  const uint32_t slot = free_slots_.back();
-  free_slots_.pop_back();
-  sequences_[slot] = std::make_unique<Sequence>(options_.max_ngram, options_.min_ngram);
-  Sequence& seq = *sequences_[slot];
-  seq.handle = static_cast<uint64_t>(++generations_[slot]) << 32 | slot;
-  seq.tree = &tree_;
   return seq;
 }
 
-uint64_t Runtime::open(const std::string& salt) {
-  Sequence& seq = new_sequence();
-  seq.root = options_.prefix_cache ? tree_.open_root(salt) : tree_.open_private_root();
-  tree_.attach(&seq, seq.root);
+uint64_t Runtime::enter(std::unique_ptr<Sequence> owner, Node* node) {
+  const uint32_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  Sequence& seq = *owner;
+  sequences_[slot] = std::move(owner);
+  seq.handle = static_cast<uint64_t>(++generations_[slot]) << 32 | slot;
+  tree_.attach(&seq, node);
   return seq.handle;
+}
+
+uint64_t Runtime::open(const std::string& salt) {
+  std::unique_ptr<Sequence> seq = new_sequence();
+  Root* root = seq->root = options_.prefix_cache ? tree_.open_root(salt) : tree_.open_private_root();
+  return enter(std::move(seq), root);
 }
 
 uint64_t Runtime::fork(uint64_t session) {
   Sequence& parent = get_idle(session, "fork");
-  Sequence& child = new_sequence();
+  std::unique_ptr<Sequence> owner = new_sequence();
+  Sequence& child = *owner;
   child.root = parent.root;
-  tree_.share_root(child.root);
   // Copied with room to grow, so that the first turn does not copy them once more.
   child.tokens.reserve(parent.tokens.size() + parent.tokens.size() / 2);
   child.tokens = parent.tokens;
@@ -135,8 +168,8 @@ uint64_t Runtime::fork(uint64_t session) {
   child.branch_record = parent.branch_record;
   child.spans = parent.spans;
   child.parent = parent.handle;
-  tree_.attach(&child, parent.node);
-  return child.handle;
+  tree_.share_root(child.root);
+  return enter(std::move(owner), parent.node);
 }
 
 void Runtime::rollback(uint64_t session, int64_t length) {
@@ -223,7 +256,7 @@ uint64_t Runtime::submit(uint64_t session, const int32_t* tokens, int64_t num_to
                       tree_.num_evictable_blocks(), pool_.num_blocks() - num_available());
   }
   auto request = std::make_unique<Request>();
-  request->id = next_request_id_++;
+  const uint64_t id = request->id = next_request_id_;
   request->seq = &seq;
   request->params = params;
   if (params.num_drafts < 0) request->params.num_drafts = options_.num_drafts;
@@ -232,11 +265,16 @@ uint64_t Runtime::submit(uint64_t session, const int32_t* tokens, int64_t num_to
   request->stats.delta_tokens = num_tokens;
   request->drafts.resize(request->params.num_drafts);
   if (options_.num_branches > 0) request->parents.resize(request->params.num_drafts);
+  Waiting waiting{request.get()};
+  FinishedStats finished{{id, {}}};
+  request->stats_place = finished.extract(id);
+  reserve_more(&seq.tokens, num_tokens);
+  if (request->params.num_drafts > 0 && options_.num_relatives > 0) reserve_relatives(seq);
+  requests_.emplace(id, std::move(request));  // nothing fails from here on
+  waiting_.merge(waiting);
   seq.tokens.insert(seq.tokens.end(), tokens, tokens + num_tokens);
-  seq.request_id = request->id;
-  waiting_.insert(request.get());
-  const uint64_t id = request->id;
-  requests_.emplace(id, std::move(request));
+  seq.request_id = id;
+  ++next_request_id_;
   return id;
 }
 
@@ -252,12 +290,11 @@ void Runtime::forget(Request& request, bool keep_stats) {
   request.seq->request_id = 0;
   request.seq->committed = request.known();
   if (keep_stats) {
-    finished_stats_[request.id] = request.stats;
-    finished_.push_back(request.id);
-  }
-  if (finished_.size() > kKeptStats) {
-    finished_stats_.erase(finished_.front());
-    finished_.pop_front();
+    uint64_t& oldest = finished_[num_finished_++ % kKeptStats];
+    finished_stats_.erase(oldest);
+    oldest = request.id;
+    request.stats_place.mapped() = request.stats;
+    finished_stats_.insert(std::move(request.stats_place));
   }
   requests_.erase(request.id);
 }

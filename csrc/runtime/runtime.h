@@ -6,14 +6,18 @@
 //
 // A session keeps its tokens until close(). Its KV is shared, published to the radix tree when a turn ends,
 // and evictable while the session is idle; a turn recomputes what is missing and answers the same. Only
-// tokens whose KV a committed step has written are ever published; drafts never are. A call that throws
-// changes nothing.
+// tokens whose KV a committed step has written are ever published; drafts never are.
+//
+// A call that throws changes nothing; one step commits whole or not at all. This holds where memory runs out
+// (std::bad_alloc) too, with what nobody can tell from a busier moment: plan() and plan_ahead() then have
+// planned nothing, but may have taken newcomers in, preempted others and evicted. Calls that give something
+// back (rollback, close, finish, abort, cancel_step, forget_ahead, evict, take_stats) need no memory. KV that
+// the tree has no memory to take in is let go, as if it had been evicted.
 //
 // Not thread-safe: one owner thread (or the caller's lock).
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -227,6 +231,16 @@ class Runtime {
     TailCopy copy;
   };
 
+  struct Request;
+  struct WaitingOrder {
+    bool operator()(const Request* a, const Request* b) const {
+      return a->params.priority != b->params.priority ? a->params.priority > b->params.priority
+                                                      : a->id < b->id;
+    }
+  };
+  using Waiting = std::set<Request*, WaitingOrder>;
+  using FinishedStats = std::map<uint64_t, RequestStats>;
+
   struct Request {
     uint64_t id = 0;
     Sequence* seq = nullptr;
@@ -244,19 +258,15 @@ class Runtime {
     int32_t draft_limit = 0;       // in the device's next step
     TailCopy ahead_copy;           // that the device was told to make, until that step's results are taken
     int64_t copy_wait = 0;         // steps until they are
+    // Its places where it will be, so that going there needs no memory.
+    Waiting::node_type waiting_place;
+    FinishedStats::node_type stats_place;
 
     int64_t known() const { return static_cast<int64_t>(seq->tokens.size()); }
     int64_t num_generated() const { return known() - prompt_length; }
     int64_t num_remaining() const { return params.max_tokens - num_generated(); }
     // Only the last token is left to feed.
     bool decoding() const { return seq->resident >= known() - 1; }
-  };
-
-  struct WaitingOrder {
-    bool operator()(const Request* a, const Request* b) const {
-      return a->params.priority != b->params.priority ? a->params.priority > b->params.priority
-                                                      : a->id < b->id;
-    }
   };
 
   struct Row {
@@ -268,7 +278,8 @@ class Runtime {
   // sessions (runtime.cpp)
   Sequence& get(uint64_t session) const;
   Sequence& get_idle(uint64_t session, const char* what) const;
-  Sequence& new_sequence();
+  std::unique_ptr<Sequence> new_sequence();
+  uint64_t enter(std::unique_ptr<Sequence> owner, Node* node);
   Request& get_request(uint64_t request_id) const;
   void require_no_step(const char* what) const;
   void cut_back(Sequence& seq, int64_t length);
@@ -277,7 +288,7 @@ class Runtime {
   // who runs (scheduler.cpp)
   void hold(Sequence& seq, bool match);
   void release(Sequence& seq);
-  void publish(Sequence& seq, int64_t end);
+  bool publish(Sequence& seq, int64_t end);
   void fit_table(Sequence& seq);
   void begin_running(Request& request);
   void stop_running(Request& request);
@@ -288,6 +299,7 @@ class Runtime {
   int32_t pick_row(const Sequence& seq) const;
 
   // one step (planner.cpp)
+  bool plan_requests();
   bool make_room(Request& request, int64_t num_blocks);
   void plan_decode(Request& request);
   void plan_prefill(Request& request);
@@ -298,6 +310,7 @@ class Runtime {
   void take_back(Sequence& seq, TailCopy* copy);
 
   // what may follow (draft_sources.cpp)
+  void reserve_relatives(Sequence& seq);
   void find_relatives(Sequence& seq);
   bool is_related(const Sequence& a, const Sequence& b) const;
   Sequence* find_open(uint64_t session) const;
@@ -320,12 +333,13 @@ class Runtime {
   bool admit_ahead(int64_t max_rows, int64_t max_stops);
   void reserve_ahead(Request& request, AheadInfo* info);
   void fill_ahead(Request& request);
-  Event commit_ahead_row(Request& request, const int32_t* entry);
+  void commit_ahead_row(Request& request, const int32_t* entry, Event* event);
 
   // results (commit.cpp)
   void check_results() const;
   void check_walk(const Request& request) const;
-  Event commit_request(Request& request);
+  void add_event(const Request& request, int64_t num_tokens, std::vector<Event>* events) const;
+  void commit_request(Request& request, Event* event);
   void finish_turn(Request& request, int64_t length, bool keep_stats);
 
   RuntimeOptions options_;
@@ -338,10 +352,10 @@ class Runtime {
   std::unordered_map<uint64_t, std::unique_ptr<Request>> requests_;
   std::vector<Request*>
       running_;  // highest priority first, then longest admitted: the last one is preempted first
-  std::set<Request*, WaitingOrder> waiting_;
-  std::map<uint64_t, RequestStats> finished_stats_;
-  std::deque<uint64_t>
-      finished_;  // in the order in which they finished, whether or not their statistics were taken
+  Waiting waiting_;
+  FinishedStats finished_stats_;
+  std::vector<uint64_t> finished_;  // a ring of those that finished last, their statistics taken or not
+  size_t num_finished_ = 0;
   std::vector<Row> rows_;
   StepBuffers buffers_;
   std::vector<std::vector<int64_t>> storage_;  // of the buffers that are not bound to the caller's memory

@@ -1,6 +1,7 @@
 // Who runs: sequences take hold of their prefix, publish what they computed, wait, are preempted. Part of
 // Runtime.
 #include <algorithm>
+#include <new>
 
 #include "runtime.h"
 
@@ -10,13 +11,13 @@ namespace skv {
 // locks it.
 void Runtime::hold(Sequence& seq, bool match) {
   Node* node = seq.node;
-  tree_.detach(&seq);
   if (match) {
     Node* deepest =
         tree_.descend(node, seq.tokens.data(), static_cast<int64_t>(seq.tokens.size()), &seq.table);
     if (deepest != node) seq.forget_entries(node->end / options_.block_size);
     node = deepest;
   }
+  tree_.detach(&seq);
   tree_.lock(node);
   seq.node = node;
   seq.resident = node->end;
@@ -24,20 +25,27 @@ void Runtime::hold(Sequence& seq, bool match) {
 }
 
 // The reverse: everything computed is published, blocks that were only reserved go back, the prefix is
-// evictable again.
+// evictable again. What the tree has no memory for goes back as well.
 void Runtime::release(Sequence& seq) {
-  publish(seq, seq.resident);
+  if (!publish(seq, seq.resident)) seq.resident = seq.node->end;
   fit_table(seq);
   Node* node = seq.node;
   tree_.unlock(node);
   tree_.attach(&seq, node);
 }
 
-void Runtime::publish(Sequence& seq, int64_t end) {
-  if (end <= seq.node->end) return;
+// False: the tree has no memory for it, and nothing was published.
+bool Runtime::publish(Sequence& seq, int64_t end) {
+  if (end <= seq.node->end) return true;
   int64_t first_changed = static_cast<int64_t>(seq.table.size());
-  seq.node = tree_.insert(seq.node, seq.tokens.data(), end, seq.table.data(), &seq.own_begin, &first_changed);
+  try {
+    seq.node =
+        tree_.insert(seq.node, seq.tokens.data(), end, seq.table.data(), &seq.own_begin, &first_changed);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
   seq.forget_entries(first_changed);
+  return true;
 }
 
 // With everything resident published, a block that still belongs to the sequence alone is a reservation or an
@@ -67,7 +75,7 @@ int32_t Runtime::pick_row(const Sequence& seq) const {
 
 void Runtime::begin_running(Request& request) {
   Sequence& seq = *request.seq;
-  waiting_.erase(&request);
+  request.waiting_place = waiting_.extract(&request);
   request.row = pick_row(seq);
   Row& row = rows_[request.row];
   if (row.owner != seq.handle || seq.row != request.row) seq.row_synced = seq.row_sent = seq.row_history = 0;
@@ -102,7 +110,7 @@ int64_t Runtime::preempt(Request& request) {
   const int64_t rows = request.step.num_tokens;
   unplan(request);
   stop_running(request);
-  waiting_.insert(&request);
+  waiting_.insert(std::move(request.waiting_place));
   ++request.stats.preemptions;
   ++num_preemptions_;
   preempted_ = true;

@@ -64,8 +64,8 @@ std::vector<BufferSpec> StepBuffers::specs(const StepSizes& s) {
   };
 }
 
-void StepBuffers::clear(const StepSizes& s) {
-  for (BufferSpec& buffer : specs(s)) {
+void StepBuffers::clear(const StepSizes& s, const std::vector<BufferSpec>& specs) {
+  for (const BufferSpec& buffer : specs) {
     char* data = static_cast<char*>(buffer.get());
     std::fill_n(data, buffer.num_bytes(), 0);
   }

@@ -79,8 +79,8 @@ struct StepBuffers {
 
   // Names, types, shapes and the slots above, in a fixed order.
   std::vector<BufferSpec> specs(const StepSizes& sizes);
-  // Writes the neutral values everywhere.
-  void clear(const StepSizes& sizes);
+  // Writes the neutral values everywhere; specs: those of these sizes.
+  void clear(const StepSizes& sizes, const std::vector<BufferSpec>& specs);
 };
 
 }  // namespace skv

@@ -5,11 +5,13 @@
 // reads it. The model draws a token from that hash, so every answer can be recomputed from tokens alone.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <set>
 #include <vector>
 
 #include "check.h"
+#include "core/step.h"
 #include "runtime/runtime.h"
 
 namespace fake {
@@ -49,18 +51,38 @@ class Device {
         slots_(runtime->options().num_blocks * block_size_) {}
 
   void run(const skv::StepInfo& info) {
-    copy_blocks(info);
+    copy_blocks(info.num_copies);
+    find_parents(info);
     std::set<int64_t> written;
     for (int64_t row = 0; row < info.num_seqs; ++row) append(row, &written);
     for (int64_t row = 0; row < info.num_seqs; ++row) verify(row);
+  }
+
+  // Of a step with trees: KV of accepted rows goes where its position is.
+  void move(int64_t num_moves) {
+    for (int64_t i = 0; i < num_moves; ++i) slots_.at(b_.move_dst[i]) = slots_.at(b_.move_src[i]);
   }
 
   bool step(std::vector<skv::Event>* events) {
     const auto info = runtime_->plan();
     if (!info) return false;
     run(*info);
+    if (info->has_trees) move(runtime_->plan_moves());
     *events = runtime_->commit();
     return true;
+  }
+
+  // A step that the device takes by itself; what commit_ahead() takes of it.
+  std::vector<int32_t> run_ahead(const skv::AheadInfo& info, int64_t max_rows) {
+    const int64_t max_seqs = runtime_->options().max_seqs;
+    const int64_t width = skv::kResultHeader + rows_per_seq_;
+    copy_blocks(info.num_copies);
+    ahead_.resize(max_seqs);
+    std::vector<int32_t> results(max_seqs * width, 0);
+    for (int64_t row = 0; row < max_seqs; ++row) {
+      if (b_.ahead_request[row] != 0) step_ahead(row, max_rows, results.data() + row * width);
+    }
+    return results;
   }
 
  private:
@@ -69,8 +91,15 @@ class Device {
     uint64_t prefix_hash = 0;
   };
 
-  void copy_blocks(const skv::StepInfo& info) {
-    for (int64_t i = 0; i < info.num_copies; ++i) {
+  // What the device knows of a row between the steps that it takes by itself.
+  struct Ahead {
+    std::vector<int32_t> tokens, table, stops;
+    int64_t computed = 0;
+    bool finished = false;
+  };
+
+  void copy_blocks(int64_t num_copies) {
+    for (int64_t i = 0; i < num_copies; ++i) {
       for (int64_t j = 0; j < block_size_; ++j) {
         Slot& target = slots_.at(b_.copy_dst[i] * block_size_ + j);
         target = j < b_.copy_num_tokens[i] ? slots_.at(b_.copy_src[i] * block_size_ + j) : Slot{};
@@ -83,42 +112,136 @@ class Device {
     return b_.block_table[row * width + position / block_size_] * block_size_ + position % block_size_;
   }
 
+  // Of every row the index within its sequence of the one before it, -1: the first.
+  void find_parents(const skv::StepInfo& info) {
+    parents_.assign(info.num_tokens, -1);
+    for (int64_t row = 0; row < info.num_seqs; ++row) {
+      const int64_t begin = b_.cu_seqlens_q[row], end = b_.cu_seqlens_q[row + 1];
+      for (int64_t i = 0; begin + i < end; ++i) {
+        int64_t parent = i - 1;
+        auto sees = [&](int64_t j) {
+          return b_.tree_mask[(begin + i) * skv::kTreeWords + j / 32] >> (j % 32) & 1;
+        };
+        while (info.has_trees && parent >= 0 && !sees(parent)) --parent;
+        parents_[begin + i] = parent;
+      }
+    }
+  }
+
+  // Hash of a row's cached prefix, every slot of which must hold exactly that.
+  template <class SlotOf>
+  uint64_t hash_prefix(int64_t length, SlotOf slot_of) const {
+    uint64_t prefix_hash = 0;
+    for (int64_t position = 0; position < length; ++position) {
+      const Slot& cached = slots_.at(slot_of(position));
+      prefix_hash = chain(prefix_hash, cached.token);
+      CHECK(cached.prefix_hash == prefix_hash);
+    }
+    return prefix_hash;
+  }
+
   void append(int64_t row, std::set<int64_t>* written) {
     const int64_t begin = b_.cu_seqlens_q[row];
     const int64_t end = b_.cu_seqlens_q[row + 1];
     const int64_t start = b_.seqused_k[row] - (end - begin);
-    uint64_t prefix_hash = 0;
-    for (int64_t position = 0; position < start; ++position) {
-      const Slot& cached = slots_.at(slot(row, position));
-      prefix_hash = chain(prefix_hash, cached.token);
-      CHECK(cached.prefix_hash == prefix_hash);
-    }
+    const uint64_t before = hash_prefix(start, [&](int64_t position) { return slot(row, position); });
+    std::vector<uint64_t> hashes;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t position = start + i - begin;
-      CHECK(b_.positions[i] == position);
-      prefix_hash = chain(prefix_hash, b_.token_ids[i]);
-      Slot& cached = slots_.at(slot(row, position));
+      const int64_t parent = parents_[i];
+      const int64_t target = slot(row, start + i - begin);
+      CHECK(b_.positions[i] == (parent < 0 ? start : b_.positions[begin + parent] + 1));
+      hashes.push_back(chain(parent < 0 ? before : hashes[parent], b_.token_ids[i]));
+      Slot& cached = slots_.at(target);
       if (b_.slot_mapping[i] < 0) {
-        CHECK(cached.prefix_hash == prefix_hash);
+        CHECK(cached.prefix_hash == hashes.back());
         continue;
       }
-      CHECK(b_.slot_mapping[i] == slot(row, position));
-      CHECK(written->insert(b_.slot_mapping[i]).second);
-      cached = Slot{b_.token_ids[i], prefix_hash};
+      CHECK(b_.slot_mapping[i] == target);
+      CHECK(written->insert(target).second);
+      cached = Slot{b_.token_ids[i], hashes.back()};
     }
   }
 
   void verify(int64_t row) {
+    const int64_t begin = b_.cu_seqlens_q[row], first = b_.cu_rows[row], last = b_.cu_rows[row + 1];
+    const int64_t start = b_.seqused_k[row] - (b_.cu_seqlens_q[row + 1] - begin);
     int32_t num = 0;
-    for (int32_t i = b_.cu_rows[row]; i < b_.cu_rows[row + 1]; ++i) {
-      const int64_t position = b_.positions[b_.logit_rows[i]];
-      const Slot& cached = slots_.at(slot(row, position));
-      const int32_t token =
-          draw(cached.prefix_hash, cached.token, position > 0 ? slots_.at(slot(row, position - 1)).token : 0);
+    for (int64_t i = first; i < last;) {
+      const int64_t token_row = b_.logit_rows[i], parent = parents_[token_row];
+      const int32_t before_last = parent >= 0 ? b_.token_ids[begin + parent]
+                                  : start > 0 ? slots_.at(slot(row, start - 1)).token
+                                              : 0;
+      const Slot& cached = slots_.at(slot(row, start + token_row - begin));
+      const int32_t token = draw(cached.prefix_hash, cached.token, before_last);
+      b_.out_rows[row * rows_per_seq_ + num] = static_cast<int32_t>(i - first);
       b_.out_tokens[row * rows_per_seq_ + num++] = token;
-      if (i + 1 == b_.cu_rows[row + 1] || b_.draft_tokens[i + 1] != token) break;
+      int64_t next = i + 1;
+      while (next < last &&
+             (parents_[b_.logit_rows[next]] != token_row - begin || b_.draft_tokens[next] != token)) {
+        ++next;
+      }
+      i = next;
     }
     b_.out_num_tokens[row] = num;
+  }
+
+  // Drafts are what the model says where the prefix does not matter.
+  void step_ahead(int64_t row, int64_t max_rows, int32_t* entry) {
+    Ahead& state = ahead_[row];
+    const int64_t width = runtime_->options().max_blocks_per_seq;
+    const uint64_t request = static_cast<uint64_t>(b_.ahead_request[row]);
+    if (b_.ahead_joins[row]) {
+      state.tokens = runtime_->known_tokens(request);
+      state.stops = runtime_->stop_tokens(request);
+      state.computed = b_.ahead_computed[row];
+      state.finished = false;
+      CHECK(static_cast<int64_t>(state.tokens.size()) == b_.ahead_length[row]);
+    }
+    state.table.resize(b_.table_end[row]);
+    std::copy(b_.block_table + row * width + b_.table_begin[row],
+              b_.block_table + row * width + b_.table_end[row], state.table.begin() + b_.table_begin[row]);
+    auto slot_of = [&](int64_t position) {
+      return state.table.at(position / block_size_) * block_size_ + position % block_size_;
+    };
+    const int64_t length = static_cast<int64_t>(state.tokens.size());
+    const int64_t start = std::min(state.computed, length - 1), pending = length - start;
+    const int64_t slots = b_.ahead_slots[row];
+    const int64_t rows = std::min({pending, slots - start, max_rows});
+    if (state.finished || rows <= 0) return;
+    const int64_t drafts = pending > 1 ? 0
+                                       : std::max<int64_t>(0, std::min({int64_t{b_.ahead_drafts[row]},
+                                                                        b_.ahead_max_length[row] - length - 1,
+                                                                        slots - length, max_rows - 1}));
+    std::vector<int32_t> fed = state.tokens;
+    for (int64_t i = 0; i < drafts; ++i) {
+      fed.push_back((3 * fed.back() + 5 * (fed.size() > 1 ? fed[fed.size() - 2] : 0) + 1) % kVocab);
+    }
+    uint64_t prefix_hash = hash_prefix(start, slot_of);
+    entry[0] = static_cast<int32_t>(rows + drafts);
+    entry[1] = static_cast<int32_t>(rows < pending ? 0 : 1 + drafts);
+    int32_t num = 0;
+    for (int64_t i = start; i < start + rows + drafts; ++i) {
+      prefix_hash = chain(prefix_hash, fed[i]);
+      if (i >= state.computed) slots_.at(slot_of(i)) = Slot{fed[i], prefix_hash};
+      CHECK(slots_.at(slot_of(i)).prefix_hash == prefix_hash);
+      // A draw behind a draft that was wrong is none.
+      if (entry[1] == 0 || i < length - 1 || num != i - (length - 1)) continue;
+      if (num > 0 && entry[skv::kResultHeader + num - 1] != fed[i]) continue;
+      entry[skv::kResultHeader + num++] = draw(prefix_hash, fed[i], i > 0 ? fed[i - 1] : 0);
+    }
+    entry[2] = num;
+    if (entry[1] == 0) {
+      state.computed = std::max(state.computed, start + rows);
+      return;
+    }
+    for (int32_t i = 0; i < num && !state.finished; ++i) {
+      const int32_t token = entry[skv::kResultHeader + i];
+      state.tokens.push_back(token);
+      state.finished = std::find(state.stops.begin(), state.stops.end(), token) != state.stops.end() ||
+                       static_cast<int64_t>(state.tokens.size()) >= b_.ahead_max_length[row];
+    }
+    const int64_t written = std::min<int64_t>(length + num - 1, static_cast<int64_t>(state.tokens.size()));
+    state.computed = std::max(state.computed, written);
   }
 
   skv::Runtime* runtime_;
@@ -126,6 +249,8 @@ class Device {
   int64_t block_size_;
   int64_t rows_per_seq_;
   std::vector<Slot> slots_;
+  std::vector<int64_t> parents_;  // of the step's rows
+  std::vector<Ahead> ahead_;      // per batch row
 };
 
 }  // namespace fake
