@@ -3,7 +3,8 @@
 One thread owns a `Runtime` and everything made from it; `submit`, `plan`, `commit`, `plan_ahead`, `commit_ahead` and
 `index_drafts` release the GIL.
 Tokens are int32 arrays of one dimension (numpy, or anything numpy can view). Sessions and requests are integers; one
-that is closed or finished raises `StaleHandle` (a ValueError). A call that raises changes nothing.
+that is closed or finished raises `StaleHandle` (a ValueError). A call that raises changes nothing; that of plan() and
+plan_ahead() for want of memory plans nothing, but may have evicted and let requests in or out of the batch.
 
 ```python
 runtime = Runtime(num_blocks=4096, block_size=16)

@@ -438,6 +438,36 @@ def test_bad_arguments_are_refused_by_name():
     assert runtime.plan() is None
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"block_size": 2**62}, "block_size is 4611686018427387904, expected 1 to 2147483647"),
+        ({"max_batch_tokens": 2**31}, "max_batch_tokens is 2147483648, expected 1 to 2147483647"),
+        ({"max_seqs": 2**62}, "max_seqs is 4611686018427387904, expected 1 to max_batch_tokens, 2048"),
+        (
+            {"max_blocks_per_seq": 2**60},
+            "max_blocks_per_seq is 1152921504606846976, expected 0 to 134217727 of",
+        ),
+        ({"max_blocks_per_seq": 2**27}, "max_blocks_per_seq is 134217728, expected 0 to 134217727"),
+        ({"num_drafts": 2**31 - 1}, "num_drafts is 2147483647, expected 0 to 2147483646"),
+        (
+            {"max_seqs": 2**30, "max_batch_tokens": 2**30, "num_drafts": 2**31 - 2},
+            "max_seqs is 1073741824, expected at most 536870912 rows of 2147483647",
+        ),
+    ],
+)
+def test_options_whose_sizes_overflow_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=f"Runtime: {message}"):
+        rt.Runtime(4, **options)
+
+
+def test_a_sequence_has_no_more_blocks_than_positions_have_numbers():
+    runtime = rt.Runtime(4, block_size=2**30)
+    assert runtime.buffers["block_table"].shape == (64, 1)
+    with pytest.raises(ValueError, match="do not fit into max_blocks_per_seq 1 blocks of 1073741824"):
+        runtime.submit(runtime.open(), [1], 2**30 + 1)
+
+
 def reused_share(policy, order, num_sessions, num_blocks):
     """Share of prompt tokens found in the cache when sessions of one shared prompt take turns in this order."""
     runtime, device = world(num_blocks=num_blocks, block_size=4, num_drafts=0, policy=policy)

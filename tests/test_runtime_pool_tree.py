@@ -148,3 +148,6 @@ def test_pool():
         pool.ref_count(3)
     with pytest.raises(ValueError, match="num_blocks"):
         rt.BlockPool(0)
+    for block_size in (0, 2**62):
+        with pytest.raises(ValueError, match=f"RadixTree: block_size is {block_size}, expected 1 to 2147483647"):
+            rt.RadixTree(3, block_size)

@@ -367,7 +367,7 @@ def test_a_cancelled_tree_step_changes_nothing():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="num_branches must be 0 to 16"):
+    with pytest.raises(ValueError, match="num_branches is 17, expected 0 to 16"):
         rt.Runtime(10, num_branches=17)
-    with pytest.raises(ValueError, match="at most 63 drafts"):
+    with pytest.raises(ValueError, match="num_drafts is 64, expected at most 63 with trees"):
         rt.Runtime(10, num_branches=1, num_drafts=64)

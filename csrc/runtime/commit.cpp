@@ -106,8 +106,10 @@ int64_t Runtime::plan_moves() {
 // memory.
 void Runtime::add_event(const Request& request, int64_t num_tokens, std::vector<Event>* events) const {
   reserve_more(&request.seq->tokens, num_tokens);
-  events->push_back({request.id, {}, FinishReason::kNone});
-  events->back().tokens.reserve(num_tokens);
+  Event& event = events->emplace_back();
+  event.request_id = request.id;
+  event.finish_reason = FinishReason::kNone;
+  event.tokens.reserve(num_tokens);
 }
 
 // event: of add_event, where the step has logits.

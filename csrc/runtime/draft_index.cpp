@@ -88,7 +88,6 @@ void DraftIndex::push_layer(const int32_t* history, int64_t end) {
   if (begin < length_) begin = views_[--num_kept].layer->begin;
   auto layer = std::make_shared<Layer>(begin, max_ngram_ - min_ngram_ + 1);
   add(*layer, history, begin, end);
-  views_.reserve(num_kept + 1);
   views_.erase(views_.begin() + num_kept, views_.end());
   views_.push_back({std::move(layer), end});
 }

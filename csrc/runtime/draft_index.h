@@ -14,7 +14,8 @@
 // layer puts a layer of its own on top. Layers are merged geometrically, so their number stays logarithmic.
 // Who rolls back to less than half of a shared layer leaves it and indexes the rest anew.
 //
-// The index holds no tokens: every call gets the history that it was extended with.
+// The index holds no tokens: every call gets the history that it was extended with. extend() that throws
+// std::bad_alloc has changed nothing; truncate() needs no memory.
 #pragma once
 
 #include <cstdint>

@@ -27,7 +27,6 @@ void count(BranchRecord* record, int kind, int place, bool held, float keep) {
 
 void DraftTree::clear(int most) {
   capacity_ = std::min(1 + 4 * most, kMaxNodes);
-  nodes_.reserve(capacity_);
   nodes_.assign(1, DraftNode{});
 }
 

@@ -13,7 +13,7 @@
 // them, one child), so that the depth follows the branches there are, not those there once were.
 //
 // Where memory runs out, open_root, open_private_root, descend and insert throw std::bad_alloc and have
-// changed nothing, but for a node that may be split now. Nothing else throws it.
+// changed nothing, but for a node that may be split now. Whatever else changes the tree needs none.
 #pragma once
 
 #include <cstdint>

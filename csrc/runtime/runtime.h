@@ -8,11 +8,11 @@
 // and evictable while the session is idle; a turn recomputes what is missing and answers the same. Only
 // tokens whose KV a committed step has written are ever published; drafts never are.
 //
-// A call that throws changes nothing; one step commits whole or not at all. This holds where memory runs out
-// (std::bad_alloc) too, with what nobody can tell from a busier moment: plan() and plan_ahead() then have
-// planned nothing, but may have taken newcomers in, preempted others and evicted. Calls that give something
-// back (rollback, close, finish, abort, cancel_step, forget_ahead, evict, take_stats) need no memory. KV that
-// the tree has no memory to take in is let go, as if it had been evicted.
+// A call that throws changes nothing; after a commit() that throws the step is still planned. This holds
+// where memory runs out (std::bad_alloc) too, but for plan() and plan_ahead(): they have planned nothing
+// then, and may have evicted and let requests in or out of the batch. Calls that give something back
+// (rollback, close, finish, abort, cancel_step, forget_ahead, evict, take_stats) need no memory. KV that the
+// tree has no memory to take in is let go, as if it had been evicted.
 //
 // Not thread-safe: one owner thread (or the caller's lock).
 #pragma once

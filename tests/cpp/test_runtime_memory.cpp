@@ -546,7 +546,7 @@ int64_t try_all(uint32_t seed, int num_operations) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int num_runs = argc > 1 ? std::atoi(argv[1]) : 20;
+  const int num_runs = argc > 1 ? std::atoi(argv[1]) : 40;
   int64_t num_faults = 0;
   for (bool lasting : {false, true}) {
     for (const char* policy : {"lru", "turns"}) widen(policy, lasting);
