@@ -493,8 +493,8 @@ def overlapping_launches(enabled: bool = True) -> Iterator[None]:
     It holds for a loop of layers on one stream. Inside, no taking-part op, nor any kernel directly ahead of one, may
     write what an op reads as weights (of norms or linears), positions, cos_sin_cache, slot_mapping, block_table,
     lengths, masks or scales, nor KV of other tokens than delta_prefill's query is of; schedule_delta_prefill may stand
-    directly ahead of delta_prefill. Calls that share a schedule come one after another. Graphs captured inside keep it.
-    Elsewhere, and on the CPU, it does nothing. Not inside of torch.compile.
+    directly ahead of delta_prefill, called by the same thread. Calls that share a schedule come one after another.
+    Graphs captured inside keep it. Elsewhere, and on the CPU, it does nothing. Not inside of torch.compile.
     Source: programmatic dependent launch, PDL (CUDA C++ Programming Guide).
     """
     before = _op.overlap_launches(enabled)

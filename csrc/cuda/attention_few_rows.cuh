@@ -26,8 +26,9 @@ struct FewTile {
 
   // Shared memory: slots | zeros, later what the warps exchange | FewShared.
   static constexpr int kZerosAt = kSlots * kSlotBytes, kSharedAt = kZerosAt + kSlotBytes;
-  static constexpr int kExchangeRows = 4;  // of each warp at a time
-  static_assert(kFewWarps * kExchangeRows * kHeadDim * 4 <= kSlotBytes, "the exchange fits the zeros");
+  static constexpr int kExchangeRows = 4;              // of each warp at a time
+  static constexpr int kExchangePitch = kHeadDim + 8;  // floats: four rows lie in banks of their own
+  static_assert(kFewWarps * kExchangeRows * kExchangePitch * 4 <= kSlotBytes, "the exchange fits the zeros");
 
   // Byte of the 16-byte chunk of a row; and that of the chunk `chunks` further on, where the two have no bit
   // in common.
@@ -58,7 +59,7 @@ struct FewPieces {
   const int lane;
   int count = 0;
   uint32_t passed = 0;  // pieces of the CTA's earlier items
-  bool last_item = false, waited = false;
+  bool last_item = false;
 
   SKV_DEVICE uint32_t slot(int piece) const { return (passed + uint32_t(piece)) % Tile::kSlots; }
   SKV_DEVICE uint32_t address(int piece) const { return ring + slot(piece) * Tile::kSlotBytes; }
@@ -66,6 +67,12 @@ struct FewPieces {
   SKV_DEVICE void wait(int piece) const {
     const uint32_t parity = (passed + uint32_t(piece)) / Tile::kSlots & 1;
     prim::mbar_wait(prim::smem_u32(&shared.full[slot(piece)]), int(parity));
+  }
+
+  // Of a grid ahead that may still be at work, all but what it appends is there.
+  SKV_DEVICE bool has_new_keys(int piece) const {
+    const SequenceWork& work = shared.item.work;
+    return first_key(piece) + kFewKeys > work.length - work.new_tokens;
   }
 
   // The block of the piece that this lane's boxes are of, if it has any; -1 where there is none.
@@ -80,15 +87,10 @@ struct FewPieces {
     if (piece >= count) return;
     const AttentionLaunch& a = launch.a;
     const AttentionItem& item = shared.item;
-    const int key0 = first_key(piece), first_row = key0 & (a.p.cache.block_size - 1);
+    const int first_row = first_key(piece) & (a.p.cache.block_size - 1);
     const bool there = in_range(block, a.p.cache.num_blocks);
     const unsigned present = __ballot_sync(kFullMask, there);
     const int id = there ? block : int(a.p.cache.num_blocks);  // behind the last one everything is zero
-    // Of a grid ahead that may still be at work, all but what it appends is there.
-    if (!waited && key0 + kFewKeys > item.work.length - item.work.new_tokens) {
-      prim::wait_for_grids();
-      waited = true;
-    }
     const uint32_t at = slot(piece), to = address(piece), bar = prim::smem_u32(&shared.full[at]);
     if (lane == 0) shared.exists[at] = keys_of_blocks(present, 0, a.block_shift);  // and arrives, below
     issue_boxes<Tile>(launch, launch.k_map, to, bar, item.kv_head, first_row, id, lane);
@@ -120,6 +122,7 @@ struct FewRowsOfWarp : AttentionRows<FewTile<T, kColumns>, T, kAllRows> {
   using Tile = FewTile<T, kColumns>;
 
   int first[2], last[2];  // the keys that the rows may see, but for a tree's mask
+  const T* query[2];      // this lane's first pair of the rows; of the item's row 0 for those not there
 
   SKV_DEVICE explicit FewRowsOfWarp(int thread) : Base(thread) {
 #pragma unroll
@@ -133,33 +136,39 @@ struct FewRowsOfWarp : AttentionRows<FewTile<T, kColumns>, T, kAllRows> {
   SKV_DEVICE int token(const AttentionItem& item, int group, int h) const {
     return (item.row_begin + min(this->row(0, h), item.num_rows - 1)) / group;
   }
+  // All that can be known of the rows before they are there.
   SKV_DEVICE void look_at(const DeltaPrefillParams& p, const AttentionItem& item, int group) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int2 limits = key_limits(p, item.work, token(item, group, h));
       first[h] = limits.x;
       last[h] = limits.y;
+      const int row = this->row(0, h) < item.num_rows ? this->row(0, h) : 0;
+      query[h] = static_cast<const T*>(p.query.data) + query_offset(p.query, item, group, row) + this->t * 2;
     }
   }
 
   // The A operand of the first product, straight to where it is used; zeros for rows that are not there.
-  SKV_DEVICE void load_query(const AttentionLaunch& launch, const AttentionItem& item) {
+  // Whether rows are aligned is asked once: asked for each pair, every load would wait for the one before.
+  SKV_DEVICE void load_query(bool aligned, int num_rows) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = this->row(0, h);
-      const bool there = row < item.num_rows;
-      const T* src = static_cast<const T*>(launch.p.query.data) +
-                     query_offset(launch.p.query, item, launch.group, there ? row : 0) + this->t * 2;
+      const bool there = this->row(0, h) < num_rows;
+      const T* const src = query[h];
+      if (aligned) {
+#pragma unroll
+        for (int i = 0; i < kColumns / 8; ++i) {
+          const uint32_t pair = *reinterpret_cast<const uint32_t*>(src + i * 8);
+          this->q[i / 2][i % 2 * 2 + h] = there ? pair : 0u;
+        }
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < kColumns / 8; ++i) {
-        uint32_t pair = 0;
-        if (there && launch.query_aligned) {
-          pair = *reinterpret_cast<const uint32_t*>(src + i * 8);
-        } else if (there) {
-          const T both[2] = {src[i * 8], src[i * 8 + 1]};
-          memcpy(&pair, both, 4);
-        }
-        this->q[i / 2][i % 2 * 2 + h] = pair;
+        const T both[2] = {src[i * 8], src[i * 8 + 1]};
+        uint32_t pair;
+        memcpy(&pair, both, 4);
+        this->q[i / 2][i % 2 * 2 + h] = there ? pair : 0u;
       }
     }
   }

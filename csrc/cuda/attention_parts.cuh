@@ -33,11 +33,11 @@ struct Fold {
 struct RowResult {
   float factor, lse;
 
-  SKV_DEVICE RowResult(const DeltaPrefillParams& p, int head, float v_scale, float top, float sum) {
+  SKV_DEVICE RowResult(const float* sinks, int head, float v_scale, float top, float sum) {
     float lse2 = sum == 0.f ? -INFINITY : __fadd_rn(top, log2f(sum));
     factor = sum == 0.f ? 0.f : __fdiv_rn(v_scale, sum);
-    if (p.sinks) {  // takes its share of the probability
-      const float sink2 = __fmul_rn(p.sinks[head], kLog2e), most = fmaxf(sink2, lse2);
+    if (sinks) {  // takes its share of the probability
+      const float sink2 = __fmul_rn(sinks[head], kLog2e), most = fmaxf(sink2, lse2);
       if (most > -INFINITY) {
         const float all =
             __fadd_rn(prim::exp2_approx(__fadd_rn(sink2, -most)), prim::exp2_approx(__fadd_rn(lse2, -most)));
@@ -152,7 +152,7 @@ SKV_DEVICE void store_rows(const AttentionLaunch& launch, const AttentionItem& i
       const int row = rows.row(r, h);
       if (row >= item.num_rows) continue;
       const int of_item = item.row_begin + row, head = item.kv_head * group + of_item % group;
-      const RowResult result(p, head, v_scale, rows.top[r][h], rows.sum[r][h]);
+      const RowResult result(p.sinks, head, v_scale, rows.top[r][h], rows.sum[r][h]);
       T* out = static_cast<T*>(p.out.data) + query_offset(p.out, item, group, row);
 #pragma unroll
       for (int c = 0; c < Rows::kColumns; ++c) {
@@ -208,7 +208,7 @@ SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem
       }
     }
     const int of_item = item.row_begin + row, head = item.kv_head * group + of_item % group;
-    const RowResult result(p, head, v_scale, top, sum);
+    const RowResult result(p.sinks, head, v_scale, top, sum);
     T* out = static_cast<T*>(p.out.data) + query_offset(p.out, item, group, row) + column;
 #pragma unroll
     for (int c = 0; c < kColumns; c += 2) {

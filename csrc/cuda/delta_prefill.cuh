@@ -68,12 +68,14 @@ struct AttentionShared {
   bool found, is_last;
 };
 
-// A schedule of another call names rows that are not here.
+// A schedule of another call names rows that are not here.  All fields are read, then compared: with && each
+// would wait for the one before.
 SKV_DEVICE bool is_schedule_of(const AttentionLaunch& launch) {
   const DeltaPrefillParams& p = launch.p;
-  const bool ok = p.schedule[kFieldKind] == kScheduleKind && p.schedule[kFieldBatch] == p.batch &&
-                  p.schedule[kFieldTileRows] == launch.tile_rows &&
-                  p.schedule[kFieldNumSplits] == p.num_splits;
+  const int kind = p.schedule[kFieldKind], batch = p.schedule[kFieldBatch],
+            tile_rows = p.schedule[kFieldTileRows], num_splits = p.schedule[kFieldNumSplits];
+  const bool ok = (kind == kScheduleKind) & (batch == p.batch) & (tile_rows == launch.tile_rows) &
+                  (num_splits == p.num_splits);
   if (!ok) out_of_range();
   return ok;
 }

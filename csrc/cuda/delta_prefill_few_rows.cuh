@@ -7,9 +7,9 @@
 // time; nobody waits for another until all are through.  Then the warps' results are summed, and the CTA that
 // comes last sums those of the CTAs.
 //
-// A round over zeros (of a CTA's later items: over whatever lies there) comes first, while the query is not
-// there, and a sum of no parts: they bring the instructions, which otherwise would come from behind all that
-// the memory has been asked for.
+// A rehearsal comes first, while the query is not there: a round over zeros (of a CTA's later items: over
+// whatever lies there), a sum of the warps that nobody stores, and a sum of no parts.  It brings the
+// instructions, which otherwise would come from behind all that the memory has been asked for.
 //
 // num_splits = -1 is not for this kernel: how a row is summed depends on the split.
 #pragma once
@@ -54,32 +54,53 @@ struct FewSum {
   }
 };
 
-// Some columns of a row's result.
-template <class T, int kColumns>
-SKV_DEVICE void store_few(const AttentionLaunch& launch, const AttentionItem& item, int row, int column,
-                          const FewSum<kColumns>& total, bool store = true) {
-  const DeltaPrefillParams& p = launch.p;
-  const int group = launch.group, of_item = item.row_begin + row;
-  const int head = item.kv_head * group + of_item % group;
-  const RowResult result(p, head, scale_of(p.v_scale, item.b, item.kv_head), total.top, total.sum);
-  T* out = static_cast<T*>(p.out.data) + query_offset(p.out, item, group, row) + column;
-  if (!store) return;
-#pragma unroll
-  for (int c = 0; c < kColumns; c += 2) {
-    store_pair(out + c, launch.out_aligned, total.values[c] * result.factor,
-               total.values[c + 1] * result.factor);
-  }
-  if (column == 0 && p.lse) {
-    p.lse[head * p.lse_head_stride + item.work.q_begin + of_item / group] = result.lse;
-  }
-}
+// Where results go.  By value, for a function that is not inlined would read what it is given by reference
+// from memory, one field after another, when everyone waits for it.
+struct FewResults {
+  HeadsView out;
+  float* lse;
+  int64_t lse_head_stride;
+  const float* sinks;
+  float v_scale;
+  int group;
+  bool aligned;
 
-// The sums of the CTA's warps: the rows' result, or of rows that are split their part.
+  SKV_DEVICE FewResults(const AttentionLaunch& launch, const AttentionItem& item)
+      : out(launch.p.out),
+        lse(launch.p.lse),
+        lse_head_stride(launch.p.lse_head_stride),
+        sinks(launch.p.sinks),
+        v_scale(scale_of(launch.p.v_scale, item.b, item.kv_head)),
+        group(launch.group),
+        aligned(launch.out_aligned) {}
+
+  // Some columns of a row.
+  template <class T, int kColumns>
+  SKV_DEVICE void store(const AttentionItem& item, int row, int column, const FewSum<kColumns>& total,
+                        bool is_wanted) const {
+    const int of_item = item.row_begin + row, head = item.kv_head * group + of_item % group;
+    const RowResult result(sinks, head, v_scale, total.top, total.sum);
+    T* to = static_cast<T*>(out.data) + query_offset(out, item, group, row) + column;
+    if (!is_wanted) return;
+#pragma unroll
+    for (int c = 0; c < kColumns; c += 2) {
+      store_pair(to + c, aligned, total.values[c] * result.factor, total.values[c + 1] * result.factor);
+    }
+    if (column == 0 && lse) {
+      lse[head * lse_head_stride + item.work.q_begin + of_item / group] = result.lse;
+    }
+  }
+};
+
+// The sums of the CTA's warps: the rows' result, or of rows that are split their part.  Of the first num_rows
+// rows; 0 goes once through all of it and stores nothing.
 template <class T, int kHeadDim>
 SKV_DEVICE void sum_warps(const AttentionLaunch& launch, FewShared& shared,
-                          const FewRowsOfWarp<T, kHeadDim>& rows, const ScoreScale& scale, float* exchange) {
-  constexpr int kRows = FewTile<T, kHeadDim>::kExchangeRows;
+                          const FewRowsOfWarp<T, kHeadDim>& rows, const ScoreScale& scale, float* exchange,
+                          int num_rows) {
+  constexpr int kRows = FewTile<T, kHeadDim>::kExchangeRows, kPitch = FewTile<T, kHeadDim>::kExchangePitch;
   const AttentionItem& item = shared.item;
+  const FewResults results(launch, item);
   const int thread = int(threadIdx.x), part = (item.tile_begin - item.first_tile) / item.part_tiles;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -89,10 +110,10 @@ SKV_DEVICE void sum_warps(const AttentionLaunch& launch, FewShared& shared,
     }
   }
 #pragma unroll 1
-  for (int first = 0; first < item.num_rows; first += kRows) {
+  for (int first = 0; first < max(num_rows, 1); first += kRows) {
     __syncthreads();  // nobody reads the zeros any more, or the rows before
     if (rows.g / kRows * kRows == first % 8) {
-      float* to = exchange + (rows.warp * kRows + rows.g % kRows) * kHeadDim;
+      float* to = exchange + (rows.warp * kRows + rows.g % kRows) * kPitch;
 #pragma unroll
       for (int c = 0; c < kHeadDim / 8; ++c) {
         const float (&o)[4] = rows.o[0][c];
@@ -103,19 +124,18 @@ SKV_DEVICE void sum_warps(const AttentionLaunch& launch, FewShared& shared,
     __syncthreads();
     for (int i = thread; i < kRows * (kHeadDim / 2); i += kFewThreads) {
       const int within = i / (kHeadDim / 2), row = first + within, column = i % (kHeadDim / 2) * 2;
-      if (row >= item.num_rows) break;
       FewSum<2> total;
 #pragma unroll
       for (int w = 0; w < kFewWarps; ++w) total.top = fmaxf(total.top, shared.stats[w][row].x);
 #pragma unroll
       for (int w = 0; w < kFewWarps; ++w) {
         total.add(shared.stats[w][row],
-                  load_vector<float, 2>(exchange + (w * kRows + within) * kHeadDim + column));
+                  load_vector<float, 2>(exchange + (w * kRows + within) * kPitch + column));
       }
       if (item.splits > 1 && item.tile_begin >= item.tile_end) break;  // no keys, no part
       if (item.splits == 1) {
-        store_few<T>(launch, item, row, column, total);
-      } else {
+        results.template store<T>(item, row, column, total, row < num_rows);
+      } else if (row < num_rows) {
         const int64_t at = item.part_row + int64_t(part) * item.work.part_rows + row;
         *reinterpret_cast<float2*>(launch.parts + at * kHeadDim + column) =
             make_float2(total.values[0], total.values[1]);
@@ -130,9 +150,8 @@ SKV_DEVICE void sum_warps(const AttentionLaunch& launch, FewShared& shared,
 // places are arguments.  Never inlined: there is one copy of the instructions, and it can be brought by a
 // call that stores nothing.
 template <class T, int kHeadDim>
-SKV_DEVICE_CALL void sum_parts(const AttentionLaunch& launch, const AttentionItem& item,
-                               const float2* all_stats, const float* all_values, int first, int end,
-                               int part_end, bool store) {
+SKV_DEVICE_CALL void sum_parts(const FewResults results, const AttentionItem& item, const float2* all_stats,
+                               const float* all_values, int first, int end, int part_end, bool store) {
   constexpr int kColumns = 4, kAtOnce = 8;
 #pragma unroll 1
   for (int i = first; i < end; i += kFewThreads) {
@@ -162,7 +181,7 @@ SKV_DEVICE_CALL void sum_parts(const AttentionLaunch& launch, const AttentionIte
       for (int j = 0; j < kAtOnce; ++j) total.add(stats[j], values[j]);
       part += kAtOnce;
     } while (part < part_end);
-    store_few<T>(launch, item, row, column, total, store);
+    results.template store<T>(item, row, column, total, store);
   }
 }
 
@@ -179,7 +198,7 @@ __global__ void __launch_bounds__(kFewThreads, 1)
   const int b = thread < int(a.p.batch) ? thread : 0;
   const ScheduleEntry entry(a.p.schedule, b);
   const SequenceLengths lengths(a.p.cu_seqlens_q, a.p.seqused_k, b);
-  if (!is_schedule_of(a)) return prim::wait_for_grids();
+  const int listed = a.p.schedule[kFieldItems], num_items = is_schedule_of(a) ? listed : 0;
   if (thread == 0) {
     prim::prefetch_tensor_map(&launch.k_map);
     prim::prefetch_tensor_map(&launch.v_map);
@@ -190,7 +209,6 @@ __global__ void __launch_bounds__(kFewThreads, 1)
     *reinterpret_cast<uint4*>(smem + Tile::kZerosAt + i * 16) = make_uint4(0, 0, 0, 0);
   }
   const WorkShape shape = work_shape(a.group, a.p.window_left, a.p.num_splits, kFewKeys, a.tile_rows);
-  const int num_items = a.p.schedule[kFieldItems];
   FewPieces<Tile> pieces{launch, shared, prim::smem_u32(smem), thread % kWarpSize};
   FewRowsOfWarp<T, kHeadDim> rows(thread);
   for (int number = int(blockIdx.x); number < num_items; number += int(gridDim.x)) {
@@ -198,42 +216,62 @@ __global__ void __launch_bounds__(kFewThreads, 1)
     const AttentionItem& item = shared.item;
     pieces.count = max(item.tile_end - item.tile_begin, 0);
     pieces.last_item = number + int(gridDim.x) >= num_items;
-    const int blocks[2] = {pieces.block_of(warp), pieces.block_of(warp + kFewWarps)};
+    const int second = warp + kFewWarps, blocks[2] = {pieces.block_of(warp), pieces.block_of(second)};
     static_assert(Tile::kSlots == 2 * kFewWarps, "two for each warp");
-    pieces.ask(warp, blocks[0]);
-    pieces.ask(warp + kFewWarps, blocks[1]);
-    int next = warp + Tile::kSlots, block = pieces.block_of(next);  // the piece to be asked for next
-    rows.look_at(a.p, item, a.group);
-    const ScoreScale scale(a.p, a.p.softmax_scale * scale_of(a.p.k_scale, item.b, item.kv_head));
-
-#pragma unroll 1
-    for (int piece = warp - kFewWarps; piece < pieces.count; piece += kFewWarps) {
-      const bool zeros = piece < 0;
-      uint32_t keys = pieces.ring + Tile::kZerosAt, exists = kFullMask;
-      if (!zeros) {
-        pieces.wait(piece);
-        keys = pieces.address(piece);
-        exists = shared.exists[pieces.slot(piece)];
-        pieces.clear_edge(piece, smem + (keys - pieces.ring) + Tile::kTileBytes);
-      }
-      rows.attend(a.p, item, a.group, scale, keys, exists, zeros ? 0 : pieces.first_key(piece));
-      __syncwarp();
-      if (zeros) {
-        if (warp == kFewWarps - 1) {
-          sum_parts<T, kHeadDim>(a, item, a.part_stats, a.parts, thread % kWarpSize, kWarpSize,
-                                 item.part_begin, false);
-        }
-        prim::wait_for_grids();  // what is above does not depend on them
-        pieces.waited = true;
-        rows.load_query(a, item);
-        rows.clear();
-      } else {
-        pieces.ask(next, block);
-        next += kFewWarps;
+    int next = warp,
+        block = blocks[0];  // the piece to be asked for next: a new one waits for the grids ahead
+    if (!pieces.has_new_keys(warp)) {
+      pieces.ask(warp, blocks[0]);
+      next = second;
+      block = blocks[1];
+      if (!pieces.has_new_keys(second)) {
+        pieces.ask(second, blocks[1]);
+        next = warp + Tile::kSlots;
         block = pieces.block_of(next);
       }
     }
-    sum_warps<T, kHeadDim>(a, shared, rows, scale, reinterpret_cast<float*>(smem + Tile::kZerosAt));
+    rows.look_at(a.p, item, a.group);
+    const ScoreScale scale(a.p, a.p.softmax_scale * scale_of(a.p.k_scale, item.b, item.kv_head));
+    float* const exchange = reinterpret_cast<float*>(smem + Tile::kZerosAt);
+
+    // The rehearsal, then the pieces: the same instructions, so neither loop may be unrolled.
+#pragma unroll 1
+    for (int piece = warp - kFewWarps, end = 0;; end = pieces.count) {
+      const bool is_rehearsal = piece < 0;
+#pragma unroll 1
+      for (; piece < end; piece += kFewWarps) {
+        const bool zeros = piece < 0;
+        uint32_t keys = pieces.ring + Tile::kZerosAt, exists = kFullMask;
+        if (!zeros) {
+          pieces.wait(piece);
+          keys = pieces.address(piece);
+          exists = shared.exists[pieces.slot(piece)];
+          pieces.clear_edge(piece, smem + (keys - pieces.ring) + Tile::kTileBytes);
+        }
+        rows.attend(a.p, item, a.group, scale, keys, exists, zeros ? 0 : pieces.first_key(piece));
+        __syncwarp();
+        if (!zeros) {
+          pieces.ask(next, block);
+          next += kFewWarps;
+          block = pieces.block_of(next);
+        }
+      }
+      sum_warps<T, kHeadDim>(a, shared, rows, scale, exchange, is_rehearsal ? 0 : item.num_rows);
+      if (!is_rehearsal) break;
+      if (warp == kFewWarps - 1) {
+        sum_parts<T, kHeadDim>(FewResults(a, item), item, a.part_stats, a.parts, thread % kWarpSize,
+                               kWarpSize, item.part_begin, false);
+      }
+      prim::wait_for_grids();  // what is above does not depend on them
+      rows.load_query(a.query_aligned, item.num_rows);
+      rows.clear();
+      if (next < warp + Tile::kSlots) {  // a warp has one piece with new keys at most, its last one
+        static_assert(kFewRows <= kFewKeys * (kFewWarps - 1), "more new keys lie in pieces of several warps");
+        pieces.ask(next, block);
+        next = pieces.count;
+      }
+      __syncthreads();  // nobody reads the rehearsal's sums any more
+    }
     pieces.passed += uint32_t(pieces.count);
     if (item.splits == 1) continue;
     __syncthreads();
@@ -243,8 +281,8 @@ __global__ void __launch_bounds__(kFewThreads, 1)
     __syncthreads();
     if (!shared.is_last) continue;
     if (thread == 0) a.tickets[item.first_item] = 0;  // for the next call
-    sum_parts<T, kHeadDim>(a, item, a.part_stats, a.parts, thread, item.num_rows * (kHeadDim / 4),
-                           item.part_end, true);
+    sum_parts<T, kHeadDim>(FewResults(a, item), item, a.part_stats, a.parts, thread,
+                           item.num_rows * (kHeadDim / 4), item.part_end, true);
   }
   prim::wait_for_grids();  // a CTA without items too: who waits for this grid has waited for those ahead
 }

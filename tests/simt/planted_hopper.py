@@ -93,6 +93,7 @@ KERNELS = [
             "barrier": [
                 Bug(FEW, "__syncthreads();  // nobody reads the item before", "", "race"),
                 Bug(FEW, "__syncthreads();  // nobody reads the zeros any more, or the rows before", "", "race"),
+                Bug(FEW, "__syncthreads();  // nobody reads the rehearsal's sums any more", "", "race"),
                 Bug(FEW, "    __syncthreads();\n    for (int i = thread;", "    for (int i = thread;", "race"),
                 Bug(
                     FEW,
@@ -108,7 +109,7 @@ KERNELS = [
                     "",
                     "race",
                 ),
-                Bug(FEW, "__syncwarp();\n      if (zeros)", "if (zeros)", "race"),
+                Bug(FEW, "__syncwarp();\n        if (!zeros)", "if (!zeros)", "race"),
             ],
             "wait": [
                 Bug(FEW, "pieces.wait(piece);", ""),
@@ -147,19 +148,20 @@ KERNELS = [
             ],
             "stride": [
                 Bug(FEW, "launch.v_map = cache_map<Tile>(a.p.v_cache", "launch.v_map = cache_map<Tile>(a.p.k_cache"),
-                Bug(FEW, "(w * kRows + within) * kHeadDim", "(w * kRows + within) * kHeadDim + 2"),
+                Bug(FEW, "(w * kRows + within) * kPitch", "(w * kRows + within) * kPitch + 2"),
             ],
             "tail": [
                 Bug(FEW_ROWS, "key < item.key_end) continue;", "key <= item.key_end) continue;"),
                 Bug(FEW, "if (item.splits > 1 && item.tile_begin >= item.tile_end) break;", "", "race"),
-                Bug(FEW, "if (row >= item.num_rows) break;", ""),
+                Bug(FEW, "total, row < num_rows)", "total, true)"),
             ],
             "align": [
-                Bug(FEW_ROWS, "there && launch.query_aligned", "there", "asan"),
+                Bug(FEW_ROWS, "if (aligned) {", "if (true) {", "asan"),
             ],
             "order": [
                 Bug("delta_prefill.cu", "list_is_new = true;", ""),
-                Bug(FEW, "pieces.ask(next, block);\n        next += kFewWarps;", "next += kFewWarps;"),
+                Bug(FEW, "pieces.ask(next, block);\n          next += kFewWarps;", "next += kFewWarps;"),
+                Bug(FEW, "pieces.ask(next, block);\n        next = pieces.count;", "next = pieces.count;"),
             ],
         },
     ),

@@ -293,7 +293,8 @@ KERNELS = [
         bugs={
             "order": [
                 Bug("delta_prefill.cu", "list_is_new = true;", "", "race"),
-                Bug("attention_few_rows.cuh", "if (!waited && key0", "if (false && key0", "race"),
+                Bug("delta_prefill_few_rows.cuh", "if (!pieces.has_new_keys(warp)) {", "if (true) {", "race"),
+                Bug("delta_prefill_few_rows.cuh", "if (!pieces.has_new_keys(second)) {", "if (true) {", "race"),
                 Bug(
                     STREAM,
                     "prim::wait_for_grids();\n    for (int i = 0; i < prefill;",

@@ -25,7 +25,8 @@ using namespace skv;
 using small::Buffer;
 
 constexpr int kLayers = 2, kRows = 2, kHeads = 2, kDim = 64, kHidden = 128, kQkv = 4 * kDim, kMiddle = 64;
-constexpr int kBlockSize = 16, kBlocks = 6, kContext = 41;  // of each sequence, with its new token
+constexpr int kBlockSize = 16, kBlocks = 30;
+constexpr int kContexts[kRows] = {41, 233};  // with the new token: in a warp's first piece, and in its second
 constexpr DType kType = DType::kFloat16;
 constexpr float kEpsilon = 1e-5f;
 
@@ -55,7 +56,7 @@ struct Step {
   std::vector<Layer*> layers;
   Buffer<__half> residual{kRows * kHidden}, normed{kRows * kHidden}, qkv{kRows * kQkv},
       attention{kRows * kHeads * kDim}, product{kRows * 2 * kMiddle}, activated{kRows * kMiddle};
-  Buffer<float> cos_sin{kContext * kDim};
+  Buffer<float> cos_sin{kContexts[1] * kDim};
   Buffer<int32_t> positions{kRows}, cu_seqlens{kRows + 1}, lengths{kRows}, table{kBlocks},
       schedule{size_t(schedule_size(kRows))};
   Buffer<int64_t> slots{kRows};
@@ -68,8 +69,8 @@ struct Step {
     cu_seqlens[0] = 0;
     for (int i = 0; i < kRows; ++i) {
       cu_seqlens[i + 1] = i + 1;
-      lengths[i] = kContext;
-      positions[i] = kContext - 1;
+      lengths[i] = kContexts[i];
+      positions[i] = kContexts[i] - 1;
       const int block = table[i * (kBlocks / kRows) + positions[i] / kBlockSize];
       slots[i] = block * kBlockSize + positions[i] % kBlockSize;
     }
@@ -114,7 +115,7 @@ struct Step {
     p.cos_sin_cache = cos_sin.data();
     p.cos_sin_dtype = DType::kFloat32;
     p.cos_sin_stride = p.rotary_dim = kDim;
-    p.max_position = kContext;
+    p.max_position = kContexts[1];
     p.norm_eps = kEpsilon;
     cuda::rope_append_kv(p, nullptr);
   }
@@ -208,12 +209,13 @@ void layers(int num_splits) {
     small::expect(!std::memcmp(&found[0][i], &found[1][i], 2), "fused, element " + std::to_string(i));
   }
 }
-void with_few_rows_kernel() { layers(0); }
+void with_few_rows_kernel() { layers(1); }
+void with_few_rows_split() { layers(0); }
 void with_wgmma_kernel() { layers(-1); }
 
 }  // namespace
 
 int main() {
   simt::set_compute_capability(90);
-  return small::run({with_few_rows_kernel, with_wgmma_kernel}, 3);
+  return small::run({with_few_rows_kernel, with_few_rows_split, with_wgmma_kernel}, 3);
 }
