@@ -1,39 +1,54 @@
 """Loads a Hugging Face checkpoint directory: config.json and safetensors, sharded or not."""
 
 import dataclasses
-import json
 import pathlib
 
 import torch
 from torch import Tensor
 
+from ..arguments import shown
 from . import llama, mistral, qwen2, qwen3
 from .decoder import Decoder, DecoderConfig
+from .fields import Fields
 
 FAMILIES = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "mistral": mistral}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 
 
 def read_config(directory: str | pathlib.Path) -> tuple[DecoderConfig, dict]:
     """The parsed config of a checkpoint and config.json itself.
 
-    Raises FileNotFoundError without config.json, NotImplementedError naming an unsupported architecture or option.
+    Raises FileNotFoundError without config.json, NotImplementedError naming an unsupported architecture or option,
+    ValueError naming an entry that is missing or malformed.
     """
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found, expected a Hugging Face checkpoint directory")
-    raw = json.loads(path.read_text())
+    raw = Fields.read(path)
     family = raw.get("model_type")
-    if family not in FAMILIES:
-        names = ", ".join(raw.get("architectures") or ["none named"])
+    if not isinstance(family, str) or family not in FAMILIES:
+        names = raw.get("architectures") or "none named"
+        names = ", ".join(map(str, names)) if isinstance(names, list) else names
         raise NotImplementedError(
-            f"{path}: architecture {names} (model_type {family!r}) is not supported, expected one of {sorted(FAMILIES)}"
+            f"{path}: architecture {names} (model_type {shown(family)}) is not supported, "
+            f"expected one of {sorted(FAMILIES)}"
         )
     if raw.get("quantization_config"):
         raise NotImplementedError(f"{path}: quantized weights are not supported, expected a plain checkpoint")
-    try:
-        return FAMILIES[family].parse(raw), raw
-    except KeyError as missing:
-        raise ValueError(f"{path}: entry {missing} is missing") from None
+    return FAMILIES[family].parse(raw), raw
+
+
+def _named_dtype(raw: Fields) -> torch.dtype:
+    """The one the config names, else float32."""
+    name = "dtype" if raw.get("dtype") is not None else "torch_dtype"
+    value = raw.get(name)
+    if value in (None, "auto"):
+        return torch.float32
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
+    if not any(dtype is supported for supported in DTYPES):
+        raise raw.wrong(name, "float32, float16 or bfloat16")
+    return dtype
 
 
 class _Tensors:
@@ -41,20 +56,30 @@ class _Tensors:
 
     def __init__(self, directory: pathlib.Path):
         try:
-            from safetensors import safe_open
+            from safetensors import SafetensorError, safe_open
         except ImportError as error:
             raise ImportError("loading checkpoints needs safetensors: pip install 'stateful_kv[text]'") from error
-        index = directory / "model.safetensors.index.json"
-        if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        else:
-            shards = ["model.safetensors"]
         self._directory, self._where = directory, {}
-        for shard in shards:
-            if not (directory / shard).is_file():
-                raise FileNotFoundError(f"{directory / shard}: not found, expected the weights as safetensors")
-            file = safe_open(str(directory / shard), framework="pt")
-            self._where.update(dict.fromkeys(file.keys(), file))
+        for path in map(directory.joinpath, self._shards()):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: not found, expected the weights as safetensors")
+            try:
+                file = safe_open(str(path), framework="pt")
+            except SafetensorError as error:
+                raise ValueError(f"{path}: {error}, expected a whole safetensors file") from None
+            self._where.update(dict.fromkeys(file.keys(), (path, file)))
+
+    def _shards(self) -> list[str]:
+        single, index = self._directory / "model.safetensors", self._directory / "model.safetensors.index.json"
+        if not index.is_file():
+            return [single.name]
+        fields = Fields.read(index)
+        shards = fields["weight_map"].values() if isinstance(fields["weight_map"], dict) else [None]
+        if not all(isinstance(shard, str) for shard in shards):
+            raise fields.wrong("weight_map", "an object of tensors' names and their files'")
+        if single.is_file() and single.name not in shards:  # either may be what was left behind
+            raise ValueError(f"{single}: lies beside {index}, which does not name it, expected one of the two")
+        return sorted(set(shards))
 
     def names(self) -> set[str]:
         return set(self._where)
@@ -62,7 +87,14 @@ class _Tensors:
     def take(self, name: str) -> Tensor:
         if name not in self._where:
             raise ValueError(f"{self._directory}: tensor {name!r} is missing from the checkpoint")
-        return self._where[name].get_tensor(name)
+        path, file = self._where[name]
+        dtype = file.get_slice(name).get_dtype()
+        if dtype not in STORED_DTYPES:
+            raise NotImplementedError(
+                f"{path}: tensor {name!r} has dtype {dtype}; quantised weights are not supported, "
+                f"expected one of {', '.join(STORED_DTYPES)}"
+            )
+        return file.get_tensor(name)
 
 
 def load(directory: str | pathlib.Path, device: torch.device, dtype: torch.dtype | None = None) -> Decoder:
@@ -73,8 +105,7 @@ def load(directory: str | pathlib.Path, device: torch.device, dtype: torch.dtype
     """
     directory = pathlib.Path(directory)
     config, raw = read_config(directory)
-    if dtype is None:
-        dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
+    dtype = _named_dtype(raw) if dtype is None else dtype
     tensors = _Tensors(directory)
     config = _with_actual_head(config, tensors)
     expected = expected_shapes(config)

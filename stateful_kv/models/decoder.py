@@ -172,11 +172,13 @@ class Decoder:
     def __init__(self, config: DecoderConfig, take: Callable[[str], Tensor], device: torch.device, dtype: torch.dtype):
         """take(name) returns the checkpoint's tensor `name`, or raises an error that names it."""
 
-        def place(name: str) -> Tensor:
-            return take(name).to(device=device, dtype=dtype)
+        def place(name: str, copies: bool = False) -> Tensor:
+            tensor = take(name)
+            # What the CPU does not pack is copied: the file is mapped, and could change under the engine.
+            return tensor.to(device=device, dtype=dtype, copy=copies or tensor.ndim == 1)
 
         self.config, self.device, self.dtype = config, device, dtype
-        self.embedding = place("model.embed_tokens.weight")
+        self.embedding = place("model.embed_tokens.weight", copies=True)
         self.layers = [Layer(config, place, i) for i in range(config.num_layers)]
         final_norm = place("model.norm.weight")
         for layer, norm in zip(self.layers, [*(layer.input_norm for layer in self.layers[1:]), final_norm]):
