@@ -110,6 +110,11 @@ MALFORMED = [  # name, changes, message
     ),
     ("llama2", scaling(LLAMA3, original_max_position_embeddings=None), "original_max_position_embeddings is None"),
     ("llama2", scaling(dict(YARN, factor=0)), "factor is 0, expected a number above 0"),
+    (
+        "llama2",
+        scaling(dict(YARN, factor=1e8)),
+        "factor is 100000000.0, expected one by which 128 positions stay below",
+    ),
     ("llama2", scaling(dict(YARN, beta_fast=-1)), "beta_fast is -1, expected a number of at least 0"),
     ("llama2", scaling(dict(YARN, attention_factor="1")), "attention_factor is '1', expected a number"),
     ("llama2", scaling(dict(YARN, truncate="false")), "truncate is 'false', expected true or false"),

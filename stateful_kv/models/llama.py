@@ -1,5 +1,6 @@
 """Llama 2 and 3."""
 
+from ..arguments import shown
 from .decoder import DecoderConfig
 from .fields import Fields
 from .rope import rope_config
@@ -57,7 +58,7 @@ def sliding_layers(config: Fields) -> list[bool] | None:
     for i, kind in enumerate(types):
         if not isinstance(kind, str) or kind not in LAYER_TYPES:
             raise NotImplementedError(
-                f"{config.where}: layer_types[{i}] is {kind!r}, expected 'full_attention' or 'sliding_attention'"
+                f"{config.where}: layer_types[{i}] is {shown(kind)}, expected 'full_attention' or 'sliding_attention'"
             )
     return [LAYER_TYPES[kind] for kind in types]
 

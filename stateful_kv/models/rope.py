@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import shown
+from ..arguments import INT32, shown
 from .fields import Fields
 
 
@@ -29,7 +29,7 @@ def rope_config(config: Fields, rotary_dim: int) -> RopeConfig:
     """Reads rope_parameters (transformers 5) or rope_theta + rope_scaling (before) from a config.json."""
     names = [name for name in ("rope_scaling", "rope_parameters") if config.get(name)]
     found = [_read(config, name, rotary_dim) for name in names] or [_read(config, None, rotary_dim)]
-    if found[0] != found[-1]:  # transformers takes the first, whoever added it may have meant either
+    if found[0] != found[-1]:  # transformers takes rope_scaling; which is meant cannot be known
         both = " and ".join(f"{name} is {shown(config[name])}" for name in names)
         raise ValueError(f"{config.where}: {both}, expected one of them or the same in both")
     return found[0]
@@ -79,6 +79,8 @@ def _yarn_entries(s: Fields, config: Fields, original: float) -> dict[str, float
         factor = config.integer("max_position_embeddings") / original
     else:
         factor = s.real("factor", above=0)
+    if factor * original > INT32[1]:
+        raise s.wrong("factor", f"one by which {original:g} positions stay below 2^31")
 
     def given(name: str, **bounds: float) -> float | None:
         """None where the entry is null or left out."""
