@@ -322,8 +322,8 @@ def test_a_model_may_call_otherwise_but_not_hand_work_on_otherwise():
 def turn_of(tokens, fed=10, drafted=0, accepted=0):
     """The second turn of an agent whose prompt is 100 tokens."""
     stats = SimpleNamespace(
-        reused_tokens=90, delta_tokens=10, recomputed_tokens=0, fed_tokens=fed, drafted=drafted, accepted=accepted,
-        ttft_s=0.01, prefill_s=0.01, decode_s=0.02,
+        prompt_tokens=100, reused_tokens=90, delta_tokens=10, recomputed_tokens=0, fed_tokens=fed, drafted=drafted,
+        accepted=accepted, ttft_s=0.01, prefill_s=0.01, decode_s=0.02,
     )  # fmt: skip
     return TurnRecord(0, "agent", 1, list(range(100)), list(tokens), "length", stats)
 

@@ -12,12 +12,14 @@ import torch
 
 import stateful_kv as skv
 from stateful_kv.__main__ import main
+from stateful_kv.demo import report
 from stateful_kv.demo.agents import chat, evaluate
 from stateful_kv.demo.agents.episodes import HELD_OUT, Mix, episode
 from stateful_kv.demo.agents.network import Network, Shape, save_checkpoint
 from stateful_kv.demo.agents.world import SCHEMAS
 from stateful_kv.demo.calls import parse_call
 from stateful_kv.demo.checkpoint import EMBEDDED
+from stateful_kv.demo.driver import TurnRecord
 from stateful_kv.demo.text import ChatText
 
 
@@ -92,13 +94,63 @@ def test_a_perfect_and_a_silent_model_are_scored_as_such(text):
         for message, body in chat.texts(episode(HELD_OUT + 1)):
             if message.role == "assistant":
                 tokens = text.body(body) if perfect else text.body("Hello.")
-                turn = SimpleNamespace(tokens=tokens, stats=SimpleNamespace(accepted=0, drafted=0))
+                stats = SimpleNamespace(
+                    prompt_tokens=100, reused_tokens=90, recomputed_tokens=0, fed_tokens=len(tokens) + 9,
+                    accepted=0, drafted=0,
+                )  # fmt: skip
+                turn = SimpleNamespace(tokens=tokens, stats=stats)
                 scores.add(message, text.decode(tokens), turn, 100)
         figures = scores.figures()
         for name in ("valid", "right tool", "exact", "text exact"):
             assert figures[name] == float(perfect)
         assert figures["tokens per step, calls"] == 1.0
         assert bool(scores.errors) is not perfect
+
+
+def test_steps_are_the_engines_own():
+    """Of turns that run alone, also those that end on an accepted draft, and those that draft from the first row on."""
+    text = ChatText.from_checkpoint(EMBEDDED)
+    engine = skv.Engine.from_pretrained(
+        EMBEDDED, dtype=torch.float32, num_blocks=1024, max_batch_tokens=4096, speculation=evaluate.SPECULATION
+    )
+    params = skv.SamplingParams(max_tokens=evaluate.MAX_TOKENS, stop_token_ids=text.stop_token_ids)
+    scores, tokens, steps, short, from_one_row = evaluate.Scores(), 0, 0, 0, 0
+    for seed in (0, 1, 2):
+        walk = evaluate._Walk(engine, text, episode(HELD_OUT + seed, Mix()))
+        while walk.message is not None:
+            length, message = len(walk.session) + len(walk.delta), walk.message
+            for _ in range(2):  # the second time all but the last token of the prompt is there
+                before = engine.stats()["steps"]
+                (turn,) = engine.generate([skv.Request(walk.session, walk.delta, params)])
+                taken = engine.stats()["steps"] - before
+                record = TurnRecord(0, "", 0, [0] * turn.stats.prompt_tokens, turn.tokens, "", turn.stats)
+                assert report.decode_steps(turn) == taken - 1
+                assert report.prompt_rows(record) == turn.stats.prompt_tokens - turn.stats.reused_tokens
+                scores.add(message, text.decode(turn.tokens), turn, length)
+                one_row = turn.stats.prompt_tokens - turn.stats.reused_tokens == 1
+                tokens, steps = tokens + len(turn.tokens) - (not one_row), steps + taken - (not one_row)
+                from_one_row += one_row and turn.stats.drafted > 0
+                short += len(turn.tokens) - turn.stats.accepted < taken
+                walk.session.rollback(length - 1)
+                walk.delta = walk.delta[-1:]
+            walk.session.generate(walk.delta, skv.SamplingParams(max_tokens=1))
+            walk.take(length)
+        walk.session.close()
+    assert short > 0 and from_one_row > 0
+    counted = [sum(scores.counts[f"{kind} {what}"] for kind in ("call", "text")) for what in ("tokens", "steps")]
+    assert counted == [tokens, steps]
+
+
+def test_steps_of_preempted_turns_do_not_count_what_is_fed_again():
+    text = ChatText.from_checkpoint(EMBEDDED)
+    engine = skv.Engine.from_pretrained(EMBEDDED, dtype=torch.float32, num_blocks=12, speculation=None)
+    params = skv.SamplingParams(max_tokens=60)
+    requests = [
+        skv.Request(engine.open_session(), text.body(f"{name} " * 20), params) for name in ("one", "two", "six")
+    ]
+    turns = engine.generate(requests)
+    assert engine.stats()["preemptions"] > 0 and sum(turn.stats.recomputed_tokens for turn in turns) > 0
+    assert [report.decode_steps(turn) for turn in turns] == [len(turn.tokens) - 1 for turn in turns]
 
 
 def test_the_evaluation_command_writes_its_figures(tmp_path, capsys):

@@ -55,10 +55,19 @@ def compare(rounds: list[RoundRecord], baseline: list[RoundRecord], engine: Any,
     return differences
 
 
+def decode_steps(turn: Any) -> int:
+    """Steps of a turn (TurnRecord or engine's Turn) after the one that ended its prompt.
+
+    Each draws a token more than it accepts, but the last where the turn ends on an accepted draft: whether it did show
+    the rows, as a step feeds one that is neither prompt nor draft, and a preempted turn some of its own again."""
+    stats, least = turn.stats, len(turn.tokens) - 1 - turn.stats.accepted
+    rows = stats.fed_tokens - stats.drafted - (stats.prompt_tokens - stats.reused_tokens)
+    return least + (least + 1 in (rows, rows - stats.recomputed_tokens))
+
+
 def prompt_rows(turn: TurnRecord) -> int:
     """The rows of a turn that were prompt: all it fed, less one row per decoding step and less the drafts."""
-    steps = len(turn.tokens) - 1 - turn.stats.accepted
-    return turn.stats.fed_tokens - steps - turn.stats.drafted
+    return turn.stats.fed_tokens - decode_steps(turn) - turn.stats.drafted
 
 
 def turn_s(turn: TurnRecord) -> float:

@@ -19,7 +19,7 @@ import stateful_kv as skv
 
 from ..calls import OPEN, Call, CallError, parse_call
 from ..checkpoint import EMBEDDED
-from ..report import machine
+from ..report import decode_steps, machine
 from ..text import ChatText
 from . import chat
 from .episodes import HELD_OUT, Conversation, Mix, episode
@@ -45,9 +45,10 @@ class Scores:
         kind = "call" if message.call else "text"
         count = self.counts
         count[kind] += 1
-        # The first token comes from the prefill; every later step verifies a draft, or draws one token.
-        count[f"{kind} tokens"] += len(turn.tokens) - 1
-        count[f"{kind} steps"] += len(turn.tokens) - 1 - turn.stats.accepted
+        # The first token comes from the prefill; a prompt of which one row is left is fed by a step like any later one.
+        prefilled = turn.stats.prompt_tokens - turn.stats.reused_tokens > 1
+        count[f"{kind} tokens"] += len(turn.tokens) - prefilled
+        count[f"{kind} steps"] += decode_steps(turn) + 1 - prefilled
         count[f"{kind} drafted"] += turn.stats.drafted
         count[f"{kind} accepted"] += turn.stats.accepted
         if not message.call:
