@@ -150,6 +150,133 @@ def test_what_does_not_fit_is_named():
         wrapper.run(torch.zeros(1, 1, 64), torch.zeros(4, 3, 4, 1, 64))
 
 
+@pytest.mark.parametrize(
+    ("indptr", "last", "message"),
+    [
+        ((0, 3), (2,), r"indptr\[1\] is 3, expected 0 to 2, the length of indices"),
+        ((-1, 2), (2,), r"indptr\[0\] is -1, expected 0 to 2"),
+        ((0, 2, 1), (2, 2), r"indptr\[2\] is 1, expected 2 to 2"),
+        ((0, 2), (0,), r"last_page_len\[0\] is 0, expected 1 to 4"),
+        ((0, 0, 2), (0, 5), r"last_page_len\[1\] is 5, expected 1 to 4"),
+    ],
+)
+def test_pages_that_are_not_there_are_named(indptr, last, message):
+    with pytest.raises(IndexError, match=message):
+        flashinfer.csr_to_block_table(int32(*indptr), int32(5, 6), int32(*last), 4)
+    if "indptr" in message:
+        cache = torch.zeros(8, 2, 4, 1, 64)
+        with pytest.raises(IndexError, match=message):
+            flashinfer.append_paged_kv_cache(
+                torch.ones(1, 1, 64), torch.ones(1, 1, 64), int32(0), int32(9), cache, int32(5, 6), int32(*indptr),
+                int32(*last),
+            )  # fmt: skip
+        assert not cache.any()
+
+
+def test_what_lies_outside_of_the_indices_is_no_page(monkeypatch):
+    """Where the contents are not looked at, as on a GPU."""
+    monkeypatch.setattr(flashinfer, "_require_offsets", lambda *args: None)
+    table, _ = flashinfer.csr_to_block_table(int32(-1, 3), int32(5, 6), int32(1), 4)
+    assert table.tolist() == [[-1, 5, 6, -1]]
+    with pytest.raises(IndexError, match="token 1 is at position 9 of sequence 0"):
+        flashinfer.csr_to_slot_mapping(int32(0, 0), int32(5, 9), int32(0, 3), int32(5, 6), 4)
+    with pytest.raises(ValueError, match=r"last_page_len is torch.float32, expected int32"):
+        flashinfer.csr_to_block_table(int32(0, 1), int32(5), torch.ones(1), 4)
+
+
+def planned(indices=(5,), last=2, **options):
+    wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper()
+    wrapper.plan(int32(0, 1), int32(0, len(indices)), int32(*indices), int32(last), 1, 1, 64, 4, **options)
+    return wrapper
+
+
+def test_a_refused_plan_leaves_the_one_before():
+    q, cache = torch.randn(1, 1, 64), torch.randn(8, 2, 4, 1, 64)
+    wrapper = planned()
+    before = wrapper.run(q, cache)
+    for qo_indptr, options in ((int32(0, 1, 2), {}), (int32(0, 1), {"window_left": -2, "causal": True})):
+        with pytest.raises(ValueError, match=r"qo_indptr has shape \[3\]|window_left is -2"):
+            wrapper.plan(qo_indptr, int32(0, 1), int32(6), int32(4), 1, 1, 64, 4, **options)
+        assert torch.equal(wrapper.run(q, cache), before)
+    fresh = flashinfer.BatchPrefillWithPagedKVCacheWrapper()
+    with pytest.raises(ValueError, match="window_left is -2"):
+        fresh.plan(int32(0, 1), int32(0, 1), int32(6), int32(4), 1, 1, 64, 4, window_left=-2)
+    with pytest.raises(RuntimeError, match="was not called"):
+        fresh.run(q, cache)
+
+
+def test_what_flashinfers_callers_pass_without_effect_is_taken():
+    workspace, q, cache = torch.empty(8), torch.randn(1, 1, 64), torch.randn(8, 2, 4, 1, 64)
+    want = planned().run(q, cache)
+    wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
+        workspace, "NHD", False, backend="auto", qo_indptr_buf=None
+    )
+    wrapper.plan(
+        int32(0, 1), int32(0, 1), int32(5), int32(2), 1, 1, 64, 4, 64, custom_mask=None, causal=True,
+        pos_encoding_mode="NONE", rope_theta=1e4, q_data_type="float32", kv_data_type=torch.float32, o_data_type=None,
+        non_blocking=False, seq_lens=None, disable_split_kv=False, use_fp16_qk_reduction=False,
+    )  # fmt: skip
+    assert torch.equal(wrapper.run(q, cache, enable_pdl=True, window_left=-1, lse=None), want)
+    decode = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", False, True)
+    decode.plan(
+        int32(0, 1), int32(5), int32(2), num_qo_heads=1, num_kv_heads=1, head_dim=64, page_size=4,
+        pos_encoding_mode="NONE", data_type=torch.float32, q_len_per_req=1,
+    )  # fmt: skip
+    assert torch.equal(decode.run(q, cache, q_len_per_req=1), want)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float8_e4m3fn])
+def test_scales_that_are_numbers(stored):
+    q, cache = torch.randn(1, 1, 64), torch.randn(8, 2, 4, 1, 64).to(stored)
+    wrapper = planned((5, 6), logits_soft_cap=3.0)
+    scaled = cache.float().clone()
+    scaled[:, 0] *= 1.5
+    want, want_lse = wrapper.run(2 * q, scaled, return_lse=True)
+    out, lse = wrapper.run(q, cache, q_scale=2, k_scale=1.5, v_scale=0.5, return_lse=True)
+    torch.testing.assert_close(out, want * 0.5)
+    torch.testing.assert_close(lse, want_lse)
+    with pytest.raises(TypeError, match="run: v_scale is '1', expected a finite number"):
+        wrapper.run(q, cache, v_scale="1")
+    if stored == torch.float8_e4m3fn:
+        torch.testing.assert_close(wrapper.run(q, cache, k_scale=torch.tensor(3.0)), want)
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "error", "message"),
+    [
+        ("init", {"use_cuda_graph": True}, NotImplementedError, "Wrapper: use_cuda_graph is True, expected False"),
+        ("init", {"jit_args": [1]}, NotImplementedError, r"jit_args is \[1\], expected None"),
+        ("init", {"graph": True}, TypeError, "unexpected argument 'graph'"),
+        ("plan", {"pos_encoding_mode": "ALIBI"}, NotImplementedError, "pos_encoding_mode is 'ALIBI', expected 'NONE'"),
+        ("plan", {"custom_mask": torch.ones(1)}, NotImplementedError, "plan: custom_mask is tensor"),
+        ("plan", {"head_dim_vo": 32}, NotImplementedError, "plan: head_dim_vo is 32, expected head_dim_qk, 64"),
+        ("plan", {"disable_split_kv": True}, NotImplementedError, "plan: disable_split_kv is True, expected False"),
+        ("plan", {"q_data_type": "ones"}, TypeError, "plan: q_data_type is 'ones', expected a torch.dtype"),
+        ("plan", {"casual": True}, TypeError, "plan: got an unexpected argument 'casual'"),
+        ("run", {"window_left": 1}, NotImplementedError, "run: window_left is 1, expected -1 as planned"),
+        ("run", {"q_len_per_req": 1}, TypeError, "run: got an unexpected argument 'q_len_per_req'"),
+        ("run", {"kv_cache_sf": ()}, NotImplementedError, r"run: kv_cache_sf is \(\), expected None"),
+    ],
+)  # fmt: skip
+def test_what_flashinfer_can_and_this_cannot_is_refused_by_name(call, options, error, message):
+    with pytest.raises(error, match=message):
+        if call == "init":
+            flashinfer.BatchPrefillWithPagedKVCacheWrapper(**options)
+        wrapper = planned(**(options if call == "plan" else {}))
+        wrapper.run(torch.zeros(1, 1, 64), torch.zeros(8, 2, 4, 1, 64), **options)
+
+
+def test_the_planned_data_types_are_those_of_the_run():
+    q, cache = torch.zeros(1, 1, 64), torch.zeros(8, 2, 4, 1, 64)
+    for name, what in (("q_data_type", "q"), ("kv_data_type", "paged_kv_cache"), ("o_data_type", "q")):
+        with pytest.raises(
+            ValueError, match=f"run: {what} is torch.float32, expected torch.float16, the planned {name}"
+        ):
+            planned(**{name: "float16"}).run(q, cache)
+    with pytest.raises(TypeError):
+        flashinfer.BatchDecodeWithPagedKVCacheWrapper(None, "NHD", False, False, -1)
+
+
 # ---- FlashInfer's own references ------------------------------------------------------------------------------------
 
 
