@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from ..arguments import shown
 from .calls import CLOSE, OPEN
 
 TOKENIZER_FILE = Path(__file__).parent / "tokenizer.json"
@@ -59,11 +61,19 @@ class ChatText:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(path))
-        self.bos = self.tokenizer.encode("").ids[:1]  # what the tokenizer itself puts before every text, if anything
+        # Saved with the tokenizer for whoever made batches with it; here a text is all of its tokens and no more.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.bos = self._bos()
         for marker, begin, end, after, tool_role in _FORMATS:
             if self.tokenizer.token_to_id(marker) is not None:
                 self.begin, self.after, self.tool_role = begin, after, tool_role
                 self.end_ids = self._markers(end)
+                if len(self.end_ids) != 1:
+                    count = len(self.end_ids)
+                    raise ValueError(
+                        f"{path}: {end!r}, the end of a chat with {marker!r}, is {count} tokens, expected 1"
+                    )
                 break
         else:
             # A base model without chat tokens: roles as headings, a turn ends with the end of text.
@@ -75,8 +85,20 @@ class ChatText:
     def from_checkpoint(cls, directory: Path) -> ChatText:
         if not (directory / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{directory} has no tokenizer.json")
-        eos = json.loads((directory / "config.json").read_text()).get("eos_token_id") or ()
-        return cls(directory / "tokenizer.json", (eos,) if isinstance(eos, int) else tuple(eos))
+        config = _read(directory / "config.json")
+        ids = _eos_token_ids(directory / "config.json", config, config.get("vocab_size"))
+        # The ids that end an answer often stand only here (the config's is then the end of text): as in transformers
+        # and vLLM any of them stops.
+        generation = directory / "generation_config.json"
+        if generation.is_file():
+            ids += _eos_token_ids(generation, _read(generation), config.get("vocab_size"))
+        return cls(directory / "tokenizer.json", tuple(dict.fromkeys(ids)))
+
+    def _bos(self) -> list[int]:
+        """What the tokenizer itself puts before every text, if anything; it may put something behind it, too."""
+        text = self.tokenizer.encode("x", add_special_tokens=False).ids
+        ids = self.tokenizer.encode("x").ids
+        return next((ids[:i] for i in range(len(ids)) if ids[i : i + len(text)] == text), [])
 
     def _markers(self, text: str) -> list[int]:
         self.tokenizer.encode_special_tokens = False
@@ -106,3 +128,25 @@ class ChatText:
         if tokens and tokens[-1] in self.stop_token_ids:
             tokens = tokens[:-1]
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is {shown(value)}, expected an object")
+    return value
+
+
+def _eos_token_ids(path: Path, config: dict[str, Any], vocab_size: Any) -> tuple[int, ...]:
+    """None, an id or a list of ids."""
+    value = config.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    last = vocab_size - 1 if type(vocab_size) is int else None
+    for token in ids:
+        if type(token) is not int or token < 0 or (last is not None and token > last):
+            expected = "ids from 0 on" if last is None else f"ids from 0 to {last}"
+            raise ValueError(f"{path}: eos_token_id is {shown(value)}, expected {expected}")
+    return tuple(ids)
