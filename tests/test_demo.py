@@ -7,6 +7,8 @@ import pytest
 
 from stateful_kv.__main__ import main
 from stateful_kv.demo import checkpoint, report
+from stateful_kv.demo import main as demo_main
+from stateful_kv.demo.agents import evaluate, train
 from stateful_kv.demo.calls import Call, CallError, parse_call
 from stateful_kv.demo.driver import Crew, RoundRecord, TurnRecord
 from stateful_kv.demo.text import END, ROLES, ChatText, train_tokenizer
@@ -448,13 +450,32 @@ def test_too_many_rows_or_uncounted_ones_fail_the_run(fed, rows, failures):
     [
         [], ["run"], ["demo", "x"], ["demo", "--turns", "0"], ["demo", "--dtype", "int8"], ["demo", "--device", "tpu"],
         ["demo", "--model", "no/such/folder"], ["demo", "--json", "no/such/folder/figures.json"],
+        ["demo", "--device", "cpu:7x"], ["demo", "--device", "cuda:99"], ["demo", "--seed", "9" * 23],
+        ["demo", "--seed", str(2**63)], ["demo", "--max-tokens", str(2**31)], ["demo", "--max-tokens", "9" * 5000],
+        ["demo", "--scripted", "--model", str(checkpoint.EMBEDDED)],
+        ["evaluate", "--model", "no/such/folder"], ["evaluate", "--json", "no/such/folder/figures.json"],
+        ["evaluate", "--episodes", "0"], ["evaluate", "--episodes", "-1"], ["evaluate", "--errors", "-5"],
+        ["evaluate", "--device", "tpu"], ["train"], ["train", "--out", __file__], ["train", "--out", f"{__file__}/x"],
+        *(
+            ["train", "--out", "never_made", *words.split()]
+            for words in (
+                "--minutes 0", "--minutes -1", "--minutes nan", "--minutes inf", "--tokens 0", "--tokens nan",
+                "--steps 0", "--threads 0", "--threads -1", "--check-every 0", "--check-episodes 0", "--batch 0",
+                "--batch -5", "--device cuda:99", "--device foo", "--seed 99999999999999999999999",
+            )
+        ),
     ],
+    ids=lambda argv: " ".join(argv)[:60],
 )  # fmt: skip
-def test_wrong_arguments_are_refused(argv, capsys):
+def test_wrong_arguments_are_refused(argv, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for command in (demo_main, evaluate, train):  # each is refused before it runs
+        monkeypatch.setattr(command, "main", lambda args: 0)
     with pytest.raises(SystemExit) as exit_info:
         main(argv)
     assert exit_info.value.code == 2
     assert "usage" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_a_tokenizer_is_named(tmp_path):

@@ -18,55 +18,27 @@ from typing import Any
 
 from .checkpoint import EMBEDDED
 from .driver import Crew, RoundRecord, run_baseline
+from .options import checkpoint_dir, device, output_file, positive, seed
 from .report import GAP_BOUND, all_turns, compare, machine, summarise, summary_text, table, turn_json
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def checkpoint_dir(text: str) -> Path:
-    missing = [name for name in ("config.json", "tokenizer.json") if not (Path(text) / name).is_file()]
-    if missing:
-        raise argparse.ArgumentTypeError(f"{text} has no {' and no '.join(missing)}")
-    return Path(text)
-
-
-def output_file(text: str) -> Path:
-    """Checked before the run, not after it."""
-    if Path(text).is_dir() or not Path(text).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a file in an existing folder")
-    return Path(text)
-
-
-def device(text: str) -> str:
-    import torch
-
-    kind = text.split(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise argparse.ArgumentTypeError(f"{text} is not a device that this torch can use")
-    return text
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
         "--model",
         type=checkpoint_dir,
         metavar="DIR",
         help="one that `train` wrote, or any other on the transcripts",
     )
-    parser.add_argument("--scripted", action="store_true", help="random weights, on the transcripts")
+    model.add_argument("--scripted", action="store_true", help="random weights, on the transcripts")
     parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", choices=_DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     parser.add_argument("--turns", type=positive, default=99, metavar="N", help="at most N turns of each agent")
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="longest answer: 160, of random weights 32")
     parser.add_argument("--no-speculation", action="store_true", help="no drafts in the run with reuse either")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights, or of the world")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random weights, or of the world")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write every figure to FILE")
 
 

@@ -19,6 +19,7 @@ import stateful_kv as skv
 
 from ..calls import OPEN, Call, CallError, parse_call
 from ..checkpoint import EMBEDDED
+from ..options import checkpoint_dir, count, device, output_file, positive
 from ..report import decode_steps, machine
 from ..text import ChatText
 from . import chat
@@ -197,13 +198,17 @@ def report(figures: dict[str, Any]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", type=Path, default=EMBEDDED, metavar="DIR", help="one that `train` has written (the package's own)"
+        "--model",
+        type=checkpoint_dir,
+        default=EMBEDDED,
+        metavar="DIR",
+        help="one that `train` has written (the package's own)",
     )
-    parser.add_argument("--episodes", type=int, default=240, metavar="N", help="held-out conversations (240)")
+    parser.add_argument("--episodes", type=positive, default=240, metavar="N", help="held-out conversations (240)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--errors", type=int, default=0, metavar="N", help="show the first N wrong answers")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--errors", type=count, default=0, metavar="N", help="show the first N wrong answers")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures to FILE")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..options import amount, device, output_dir, positive, seed
 from ..text import ChatText
 from . import chat
 from .episodes import HELD_OUT, Mix, episode
@@ -330,16 +331,20 @@ def _work(rank: int, args: argparse.Namespace, workers: int) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint and state to go on from")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--tokens", type=float, default=5e6, metavar="N", help="length of the training (5e6)")
-    parser.add_argument("--minutes", type=float, metavar="M", help="length of the training in minutes instead")
-    parser.add_argument("--steps", type=int, metavar="N", help="stop after N steps; the next run goes on")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="on the CPU: one worker each")
-    parser.add_argument("--check-every", type=int, default=50, metavar="N", help="steps between saves (50)")
-    parser.add_argument("--check-episodes", type=int, default=32, metavar="N", help="held-out conversations then (32)")
-    parser.add_argument("--batch", type=int, default=4096, metavar="N", help="tokens of a step (4096)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=output_dir, required=True, metavar="DIR", help="checkpoint and state to go on from"
+    )
+    parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--tokens", type=amount, default=5e6, metavar="N", help="length of the training (5e6)")
+    parser.add_argument("--minutes", type=amount, metavar="M", help="length of the training in minutes instead")
+    parser.add_argument("--steps", type=positive, metavar="N", help="stop after N steps; the next run goes on")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="on the CPU: one worker each")
+    parser.add_argument("--check-every", type=positive, default=50, metavar="N", help="steps between saves (50)")
+    parser.add_argument(
+        "--check-episodes", type=positive, default=32, metavar="N", help="held-out conversations then (32)"
+    )
+    parser.add_argument("--batch", type=positive, default=4096, metavar="N", help="tokens of a step (4096)")
+    parser.add_argument("--seed", type=seed, default=0)
 
 
 def main(args: argparse.Namespace) -> int:
