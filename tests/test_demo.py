@@ -267,11 +267,13 @@ def test_ends_that_are_no_ids_are_named(tmp_path, name, value):
         ChatText.from_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("[]", r"is \[\], expected an object")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "a JSON object"), ("[]", r"holds \[\], expected a JSON object")]
+)
 def test_a_config_that_is_none_is_named(tmp_path, content, message):
     byte_tokenizer("<s>").save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"config\.json {message}"):
+    with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
         ChatText.from_checkpoint(tmp_path)
 
 
@@ -476,6 +478,15 @@ def test_wrong_arguments_are_refused(argv, capsys, monkeypatch, tmp_path):
     assert exit_info.value.code == 2
     assert "usage" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["demo", "evaluate"])
+def test_a_bad_checkpoint_ends_in_a_line_and_no_traceback(command, tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("[]" if name == "config.json" else (checkpoint.EMBEDDED / name).read_text())
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--model", str(tmp_path)])
+    assert str(exit_info.value.code).startswith(f"stateful-kv: {tmp_path / 'config.json'}: ")
 
 
 def test_a_model_without_a_tokenizer_is_named(tmp_path):

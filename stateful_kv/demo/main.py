@@ -18,7 +18,7 @@ from typing import Any
 
 from .checkpoint import EMBEDDED
 from .driver import Crew, RoundRecord, run_baseline
-from .options import checkpoint_dir, device, output_file, positive, seed
+from .options import checkpoint_dir, device, output_file, positive, reading_checkpoint, seed
 from .report import GAP_BOUND, all_turns, compare, machine, summarise, summary_text, table, turn_json
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -96,12 +96,13 @@ def run(args: argparse.Namespace, directory: Path, random_weights: bool = False)
     from .transcripts import load_transcripts
 
     dtype = args.dtype or ("float32" if torch.device(args.device).type == "cpu" else "bfloat16")
-    text = ChatText.from_checkpoint(directory)
+    with reading_checkpoint():
+        text = ChatText.from_checkpoint(directory)
+        model = skv.models.load(directory, torch.device(args.device), getattr(torch, dtype))
     max_tokens = args.max_tokens or (32 if random_weights else 160)
     params = skv.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=text.stop_token_ids)
     speculation = None if args.no_speculation else skv.PromptLookup()
 
-    model = skv.models.load(directory, torch.device(args.device), getattr(torch, dtype))
     num_blocks = None if model.device.type == "cpu" else blocks_on_gpu(model)
 
     def load(**options: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _MOST = 2**31 - 1
@@ -49,6 +51,15 @@ def checkpoint_dir(text: str) -> Path:
     if missing:
         raise argparse.ArgumentTypeError(f"{text} has no {' and no '.join(missing)}")
     return Path(text)
+
+
+@contextlib.contextmanager
+def reading_checkpoint() -> Iterator[None]:
+    """What is wrong with a checkpoint's files ends the command in that line: a user's mistake is no traceback."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        raise SystemExit(f"stateful-kv: {error}") from None
 
 
 def output_file(text: str) -> Path:

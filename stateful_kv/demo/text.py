@@ -6,11 +6,10 @@ as the characters it consists of and cannot end a turn.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..arguments import shown
+from ..models.fields import Fields
 from .calls import CLOSE, OPEN
 
 TOKENIZER_FILE = Path(__file__).parent / "tokenizer.json"
@@ -85,13 +84,13 @@ class ChatText:
     def from_checkpoint(cls, directory: Path) -> ChatText:
         if not (directory / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{directory} has no tokenizer.json")
-        config = _read(directory / "config.json")
-        ids = _eos_token_ids(directory / "config.json", config, config.get("vocab_size"))
+        config = Fields.read(directory / "config.json")
+        ids = _eos_token_ids(config, config.get("vocab_size"))
         # The ids that end an answer often stand only here (the config's is then the end of text): as in transformers
         # and vLLM any of them stops.
         generation = directory / "generation_config.json"
         if generation.is_file():
-            ids += _eos_token_ids(generation, _read(generation), config.get("vocab_size"))
+            ids += _eos_token_ids(Fields.read(generation), config.get("vocab_size"))
         return cls(directory / "tokenizer.json", tuple(dict.fromkeys(ids)))
 
     def _bos(self) -> list[int]:
@@ -130,23 +129,12 @@ class ChatText:
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is {shown(value)}, expected an object")
-    return value
-
-
-def _eos_token_ids(path: Path, config: dict[str, Any], vocab_size: Any) -> tuple[int, ...]:
+def _eos_token_ids(entries: Fields, vocab_size: Any) -> tuple[int, ...]:
     """None, an id or a list of ids."""
-    value = config.get("eos_token_id")
+    value = entries.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     last = vocab_size - 1 if type(vocab_size) is int else None
     for token in ids:
         if type(token) is not int or token < 0 or (last is not None and token > last):
-            expected = "ids from 0 on" if last is None else f"ids from 0 to {last}"
-            raise ValueError(f"{path}: eos_token_id is {shown(value)}, expected {expected}")
+            raise entries.wrong("eos_token_id", "ids from 0 on" if last is None else f"ids from 0 to {last}")
     return tuple(ids)

@@ -19,7 +19,7 @@ import stateful_kv as skv
 
 from ..calls import OPEN, Call, CallError, parse_call
 from ..checkpoint import EMBEDDED
-from ..options import checkpoint_dir, count, device, output_file, positive
+from ..options import checkpoint_dir, count, device, output_file, positive, reading_checkpoint
 from ..report import decode_steps, machine
 from ..text import ChatText
 from . import chat
@@ -159,10 +159,10 @@ def run(directory: Path, episodes: int, dtype: str, device: str = "cpu") -> tupl
     """Figures of every mix, and the scores behind them."""
     import torch
 
-    text = ChatText.from_checkpoint(directory)
-    engine = skv.Engine.from_pretrained(
-        directory, device=device, dtype=getattr(torch, dtype), num_blocks=8192, speculation=SPECULATION
-    )
+    with reading_checkpoint():
+        text = ChatText.from_checkpoint(directory)
+        model = skv.models.load(directory, torch.device(device), getattr(torch, dtype))
+    engine = skv.Engine(model, num_blocks=8192, speculation=SPECULATION)
     counts = {"usual": episodes, "long": max(1, episodes // 8)}
     scores = {name: evaluate(engine, text, name, counts[name]) for name in MIXES}
     figures = {name: {"conversations": counts[name], **s.figures()} for name, s in scores.items()}
