@@ -8,21 +8,27 @@ namespace cuda {
 
 // ---- items of the work list ----
 
-// Publishes the CTA's items one by one, a slot ahead of those who work on them.  One warp.
+// Publishes the CTA's items one by one, a slot ahead of those who work on them.  One warp, whose lanes have
+// read what is known of the first sequences.
 SKV_DEVICE void find_items(const AttentionLaunch& launch, const WorkShape& shape, HopperShared& shared,
-                           int lane) {
+                           int lane, int num_items, const ScheduleEntry& first_entry,
+                           const SequenceLengths& first_lengths) {
   const DeltaPrefillParams& p = launch.p;
-  const int num_items = p.schedule[kFieldItems];
+  ScheduleEntry entry = first_entry;
+  SequenceLengths lengths = first_lengths;
+  bool is_read = true;  // once: registers that kept what was read would be missed
   RingPlace<kItemSlots> at;
   for (int number = int(blockIdx.x);; number += int(gridDim.x)) {
     wait_empty(shared.item_empty[at.slot], at.parity);
     bool found = false;
-    for (int64_t b = lane; number < num_items && b < p.batch; b += kWarpSize) {
-      const ScheduleEntry entry(p.schedule, b);
+    for (int64_t b = lane; number < num_items && b < p.batch; b += kWarpSize, is_read = false) {
+      if (!is_read) entry = ScheduleEntry(p.schedule, b);
       if (!entry.has(number)) continue;
-      found = make_item(launch, shape, number, int(b), entry, {p.cu_seqlens_q, p.seqused_k, b},
+      if (!is_read) lengths = SequenceLengths(p.cu_seqlens_q, p.seqused_k, b);
+      found = make_item(launch, shape, number, int(b), entry, lengths,
                         shared.items[at.slot]);  // ranges do not overlap
     }
+    is_read = false;
     if (number < num_items && !__any_sync(kFullMask, found)) continue;  // not this call's schedule
     __syncwarp();
     if (number >= num_items && lane == 0) shared.items[at.slot].num_rows = 0;
@@ -84,14 +90,14 @@ SKV_DEVICE void issue_boxes(const HopperLaunch& launch, const prim::TensorMap& m
 
 // One warp.  A block that is not there is asked for behind the last one, where everything is zero.
 template <class Tile>
-SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, unsigned char* smem, int lane) {
+SKV_DEVICE void load_by_tma(const HopperLaunch& launch, HopperShared& shared, unsigned char* smem, int lane,
+                            int num_items) {
   const AttentionLaunch& a = launch.a;
   const int keys = 1 << box_shift<Tile>(a), blocks_shift = Tile::kKeysShift - box_shift<Tile>(a);
   const uint32_t sk = prim::smem_u32(smem), sv = sk + uint32_t(Tile::kValuesAt);
   const uint32_t landing = sk + uint32_t(launch.raw_at);
   RingPlace<Tile::kStages> at;
   RingPlace<0> raw;
-  const int num_items = a.p.schedule[kFieldItems];
   int number = int(blockIdx.x);
   bool waited = false;
   for_each_item(shared, [&](const AttentionItem& item) {

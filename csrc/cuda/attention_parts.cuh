@@ -8,7 +8,8 @@
 namespace skv {
 namespace cuda {
 
-// How part b is folded into a; a part whose sum is 0 has seen nothing and leaves the other as it is.
+// How part b is folded into a; a part whose sum is 0 has seen nothing and leaves the other as it is.  a's top
+// is then -infinity: of many folds the tops wait for no sum, nor for the exponentials that it is made of.
 struct Fold {
   float top, sum, weight_a, weight_b;
   bool only_a, only_b;
@@ -21,7 +22,6 @@ struct Fold {
     weight_b = prim::exp2_approx(__fadd_rn(top_b, -top));
     sum = of(sum_a, sum_b);
     if (only_a) top = top_a;
-    if (only_b) top = top_b;
   }
   SKV_DEVICE float of(float a, float b) const {
     const float both = __fmaf_rn(b, weight_b, __fmul_rn(a, weight_a));
@@ -78,9 +78,11 @@ SKV_DEVICE void store_part(const AttentionLaunch& launch, const AttentionItem& i
       const int row = rows.row(r, h);
       if (row >= item.num_rows) continue;
       const int64_t at = item.part_row + int64_t(part) * item.work.part_rows + row;
+      float* to =
+          launch.parts + at * kHeadDim + rows.column(0);  // one address: the others are constants away
 #pragma unroll
       for (int c = 0; c < Rows::kColumns; ++c) {
-        *reinterpret_cast<float2*>(launch.parts + at * kHeadDim + rows.column(c)) =
+        *reinterpret_cast<float2*>(to + (rows.column(c) - rows.column(0))) =
             make_float2(rows.o[r][c][2 * h], rows.o[r][c][2 * h + 1]);
       }
       if (rows.column(0) == 0) launch.part_stats[at] = make_float2(scaled_top(rows, r, h, scale2), sum);
@@ -153,11 +155,11 @@ SKV_DEVICE void store_rows(const AttentionLaunch& launch, const AttentionItem& i
       if (row >= item.num_rows) continue;
       const int of_item = item.row_begin + row, head = item.kv_head * group + of_item % group;
       const RowResult result(p.sinks, head, v_scale, rows.top[r][h], rows.sum[r][h]);
-      T* out = static_cast<T*>(p.out.data) + query_offset(p.out, item, group, row);
+      T* out = static_cast<T*>(p.out.data) + query_offset(p.out, item, group, row) + rows.column(0);
 #pragma unroll
       for (int c = 0; c < Rows::kColumns; ++c) {
-        store_pair(out + rows.column(c), launch.out_aligned, rows.o[r][c][2 * h] * result.factor,
-                   rows.o[r][c][2 * h + 1] * result.factor);
+        store_pair(out + (rows.column(c) - rows.column(0)), launch.out_aligned,
+                   rows.o[r][c][2 * h] * result.factor, rows.o[r][c][2 * h + 1] * result.factor);
       }
       if (rows.column(0) == 0 && p.lse) {
         p.lse[head * p.lse_head_stride + item.work.q_begin + of_item / group] = result.lse;
@@ -167,8 +169,9 @@ SKV_DEVICE void store_rows(const AttentionLaunch& launch, const AttentionItem& i
 }
 
 // Folds the stored parts of the item's rows, four columns a thread and step.  One CTA does it, and every part
-// is a trip to the L2 cache: kAtOnce of them are under way together, and not more, for most calls run this
-// once a CTA, and then its instructions come from as far.
+// is a trip to the L2 cache: kAtOnce of them are under way together, which they are only without a branch
+// between two folds (behind one for parts that are not there each load waited for the fold before it).  Not
+// more of them, for most calls run this once a CTA, and then its instructions come from as far.
 template <class T, int kHeadDim>
 SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem& item, int group, int thread,
                               int threads) {
@@ -196,8 +199,8 @@ SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        if (first + j >= item.part_end) break;  // there is no such part
-        const Fold f(top, sum, part[j].stats.x, part[j].stats.y);
+        const bool is_there = first + j < item.part_end;  // otherwise it has seen nothing
+        const Fold f(top, sum, part[j].stats.x, is_there ? part[j].stats.y : 0.f);
         const uint4& four = part[j].values;
         o[0] = f.of(o[0], __uint_as_float(four.x));
         o[1] = f.of(o[1], __uint_as_float(four.y));

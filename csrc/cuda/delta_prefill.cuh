@@ -68,16 +68,29 @@ struct AttentionShared {
   bool found, is_last;
 };
 
-// A schedule of another call names rows that are not here.  All fields are read, then compared: with && each
-// would wait for the one before.
+// What a list says of itself.
+struct ScheduleHeader {
+  int kind, batch, items, tile_rows, num_splits;
+
+  SKV_DEVICE explicit ScheduleHeader(const int32_t* list)
+      : kind(list[kFieldKind]),
+        batch(list[kFieldBatch]),
+        items(list[kFieldItems]),
+        tile_rows(list[kFieldTileRows]),
+        num_splits(list[kFieldNumSplits]) {}
+
+  // A schedule of another call names rows that are not here.  All fields are read, then compared: with &&
+  // each would wait for the one before.
+  SKV_DEVICE bool is_of(const AttentionLaunch& launch) const {
+    const DeltaPrefillParams& p = launch.p;
+    const bool ok = (kind == kScheduleKind) & (batch == p.batch) & (tile_rows == launch.tile_rows) &
+                    (num_splits == p.num_splits);
+    if (!ok) out_of_range();
+    return ok;
+  }
+};
 SKV_DEVICE bool is_schedule_of(const AttentionLaunch& launch) {
-  const DeltaPrefillParams& p = launch.p;
-  const int kind = p.schedule[kFieldKind], batch = p.schedule[kFieldBatch],
-            tile_rows = p.schedule[kFieldTileRows], num_splits = p.schedule[kFieldNumSplits];
-  const bool ok = (kind == kScheduleKind) & (batch == p.batch) & (tile_rows == launch.tile_rows) &
-                  (num_splits == p.num_splits);
-  if (!ok) out_of_range();
-  return ok;
+  return ScheduleHeader(launch.p.schedule).is_of(launch);
 }
 
 // Keys that new token i may see lie in first .. last; with a tree mask some of the new ones do not.

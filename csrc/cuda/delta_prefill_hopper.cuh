@@ -67,22 +67,54 @@ SKV_DEVICE void clear_query(unsigned char* to, int thread) {
   }
 }
 
+// Which pieces of the group's query rows are a thread's: the same one of every kRows-th row.  Divisions are
+// done before the grids ahead are waited for: opaque, and the branches of ScoreScale behind them, keep them
+// there. From row to row it takes additions.
+template <class Rows>
+struct QueryPieces {
+  static constexpr int kChunks = Rows::Tile::kHeadDim / 8, kRows = kGroupThreads / kChunks;
+
+  int row, chunk;
+  int token, head, step_tokens, step_heads;  // tokens of the sequence, heads of the KV head
+
+  SKV_DEVICE QueryPieces(const AttentionItem& item, const Rows& rows, int group) {
+    if constexpr (Rows::Tile::kWiden) return;  // load_query_in_units brings these
+    const int thread = prim::opaque(int(threadIdx.x) % kGroupThreads);
+    row = thread / kChunks;
+    chunk = thread % kChunks;
+    const int first = item.row_begin + rows.group * 64 + row;
+    token = prim::opaque(first / group);
+    head = prim::opaque(first % group);
+    step_tokens = prim::opaque(kRows / group);
+    step_heads = prim::opaque(kRows % group);
+    if (row >= kRows) row = 64;  // no row's
+  }
+  SKV_DEVICE int64_t offset(const HeadsView& v, const AttentionItem& item, int group) const {
+    return (item.work.q_begin + token) * v.token_stride +
+           int64_t(item.kv_head * group + head) * v.head_stride + chunk * 8;
+  }
+  SKV_DEVICE void next(int group) {
+    row += kRows;
+    token += step_tokens;
+    head += step_heads;
+    const bool is_later = head >= group;  // the head of a later token
+    token += is_later ? 1 : 0;
+    head -= is_later ? group : 0;
+  }
+};
+
 // The group's query rows to shared memory.
 template <class Rows>
 SKV_DEVICE void load_query(const AttentionLaunch& launch, const AttentionItem& item, const Rows& rows,
-                           unsigned char* to) {
+                           QueryPieces<Rows> at, unsigned char* to) {
   using Tile = typename Rows::Tile;
   using T = typename Rows::T;
-  constexpr int kHeadDim = Tile::kHeadDim;
-  const int thread = int(threadIdx.x) % kGroupThreads;
   prim::named_barrier_sync(kGroupBarrier + rows.group, kGroupThreads);  // nobody reads the last item's
   const int here = min(item.num_rows - rows.group * 64, 64);
-  for (int i = thread; i < here * (kHeadDim / 8); i += kGroupThreads) {
-    const int row = i / (kHeadDim / 8), chunk = i % (kHeadDim / 8);
-    const T* src = static_cast<const T*>(launch.p.query.data) +
-                   query_offset(launch.p.query, item, launch.group, rows.group * 64 + row);
-    copy_chunk<T>(to, Tile::at(row, chunk, Tile::kQueryPieceBytes), src + chunk * 8, launch.query_aligned,
-                  true);
+#pragma unroll 1  // these instructions are new to most CTAs
+  for (; at.row < here; at.next(launch.group)) {
+    const T* src = static_cast<const T*>(launch.p.query.data) + at.offset(launch.p.query, item, launch.group);
+    copy_chunk<T>(to, Tile::at(at.row, at.chunk, Tile::kQueryPieceBytes), src, launch.query_aligned, true);
   }
   prim::cp_async_commit();
   prim::cp_async_wait<0>();
@@ -154,12 +186,13 @@ SKV_DEVICE void attend_item(Consumer<Rows>& c, Rows& rows, const AttentionItem& 
   c.in_turns = item.num_rows > 64;
   rows.look_at(p, item, launch.group);
   rows.clear();
+  const QueryPieces<Rows> pieces(item, rows, launch.group);
   const ScoreScale scale(p, p.softmax_scale * scale_of(p.k_scale, item.b, item.kv_head));
   prim::wait_for_grids();  // what is above does not depend on them
   if constexpr (Rows::Tile::kWiden) {
     load_query_in_units(launch, item, c.shared, rows, query);
   } else {
-    load_query(launch, item, rows, query);
+    load_query(launch, item, rows, pieces, query);
   }
   int tile = item.tile_begin;
   int part = tile < item.tile_end ? (tile - item.first_tile) / item.part_tiles : item.part_begin;
@@ -204,8 +237,8 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
     if (item.splits == 1) return;
     prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);
     if (thread == 0) {
-      shared.is_last =
-          prim::atomic_add_acq_rel(launch.tickets + item.first_item, 1) == uint32_t(item.splits - 1);
+      const auto last = uint32_t(item.splits - 1);
+      shared.is_last = prim::atomic_add_acq_rel(launch.tickets + item.first_item, 1) == last;
     }
     prim::named_barrier_sync(kConsumersBarrier, Rows::kThreads);
     if (!shared.is_last) return;
@@ -229,10 +262,20 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
   SKV_DYNAMIC_SMEM(smem);
   HopperShared& shared = *reinterpret_cast<HopperShared*>(smem + Tile::kSharedAt);
   const AttentionLaunch& a = launch.a;
-  if (!is_schedule_of(a)) return prim::wait_for_grids();
-  if (threadIdx.x == 0) start_hopper_shared<kGroups, Tile::kStages>(shared, launch.raw_stages);
-  __syncthreads();
   const int thread = int(threadIdx.x), warp = __shfl_sync(kFullMask, thread / kWarpSize, 0);
+  // What finds the first item is asked for at once, before it is known to be wanted: until it is found,
+  // memory has nothing else to do.
+  const int64_t b = min(int64_t(thread % kWarpSize), a.p.batch - 1);
+  const ScheduleHeader header(a.p.schedule);
+  const ScheduleEntry entry(a.p.schedule, b);
+  const SequenceLengths lengths(a.p.cu_seqlens_q, a.p.seqused_k, b);
+  if (thread == 0) start_hopper_shared<kGroups, Tile::kStages>(shared, launch.raw_stages);
+  if (thread == kWarpSize && launch.tma) {
+    prim::prefetch_tensor_map(&launch.k_map);
+    prim::prefetch_tensor_map(&launch.v_map);
+  }
+  if (!header.is_of(a)) return prim::wait_for_grids();
+  __syncthreads();
   if (warp >= 4) {
     if constexpr (kGroups == 2) prim::setmaxnreg_inc<Tile::kConsumerRegisters>();
     consume<Rows>(a, shared, smem);
@@ -241,9 +284,9 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroupThreads, 1)
   if constexpr (kGroups == 2) prim::setmaxnreg_dec<Tile::kProducerRegisters>();
   if (warp == 0) {
     const WorkShape shape = work_shape(a.group, a.p.window_left, a.p.num_splits, Tile::kKeys, a.tile_rows);
-    find_items(a, shape, shared, thread % kWarpSize);
+    find_items(a, shape, shared, thread % kWarpSize, header.items, entry, lengths);
   } else if (warp == 1) {
-    load_by_tma<Tile>(launch, shared, smem, thread % kWarpSize);
+    load_by_tma<Tile>(launch, shared, smem, thread % kWarpSize, header.items);
   } else {
     fill_by_hand<Tile>(launch, shared, smem, thread - 2 * kWarpSize);
   }

@@ -33,7 +33,10 @@ struct ScheduleEntry {
     tiles_per_split = entry[kEntryTilesPerSplit];
     first_part_row = entry[kEntryFirstPartRow];
   }
-  SKV_DEVICE bool has(int number) const { return number >= first_item && number - first_item < items; }
+  // Both are read, then compared: with && one would wait for the other.
+  SKV_DEVICE bool has(int number) const {
+    return bool((number >= first_item) & (number - first_item < items));
+  }
 };
 
 // What the rows of one sequence and KV head have to do.

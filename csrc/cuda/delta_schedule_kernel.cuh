@@ -33,17 +33,21 @@ __global__ void __launch_bounds__(kScheduleThreads)
   // Lengths out of range make no items, so nobody computes with them.
   const auto work_of = [&](int64_t b) {
     const SequenceLengths at(p.cu_seqlens_q, p.seqused_k, b);
-    const bool ok = in_order(at.q_begin, at.q_end, INT32_MAX) &&
-                    in_order(0, int64_t(at.q_end) - at.q_begin, p.max_seqlen_q) &&
-                    in_order(0, at.length, INT32_MAX - kChunkKeys);
+    bool ok = in_order(at.q_begin, at.q_end, INT32_MAX);  // with && the length would be read after these
+    ok &= in_order(0, int64_t(at.q_end) - at.q_begin, p.max_seqlen_q);
+    ok &= in_order(0, at.length, INT32_MAX - kChunkKeys);
     return ok ? sequence_work(at, shape) : SequenceWork{};
   };
+  // Mostly a thread has one sequence or none: what there is to know of the first one is found out once.
+  const SequenceWork first_work = begin < end ? work_of(begin) : SequenceWork{};
+  const auto work_at = [&](int64_t b) { return b == begin ? first_work : work_of(b); };
 
   // Splits follow from all the work there is.
   const auto cost_of = [&](const SequenceWork& w) { return w.part_rows > 64 ? list.large_cost : 1; };
   int64_t cost = 0, uncut = 0, total_cost, least_items;
+#pragma unroll 1  // for most threads once at most
   for (int64_t b = begin; b < end; ++b) {
-    const SequenceWork w = work_of(b);
+    const SequenceWork w = work_at(b);
     cost += int64_t(w.row_tiles) * w.tiles * heads * cost_of(w);
     uncut += int64_t(w.row_tiles) * heads;
   }
@@ -67,7 +71,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
     for (int64_t tried = fair, total_items; tried <= 4 * int64_t(fair); tried += tried / 32 + 1) {
       int64_t items = 0;
       for (int64_t b = begin; b < end; ++b) {
-        const SequenceWork w = work_of(b);
+        const SequenceWork w = work_at(b);
         items += int64_t(w.row_tiles) * heads * w.splits(tiles_per_split(w, int(tried)));
       }
       exclusive_sum<kScheduleThreads>(items, total_items);
@@ -85,7 +89,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
   // Rows of partial results, by position; a sequence that finds none left stays whole.
   int64_t rows = 0, total_rows, split = 0, whole = 0, total_split, total_whole;
   for (int64_t b = begin; b < end; ++b) {
-    const SequenceWork w = work_of(b);
+    const SequenceWork w = work_at(b);
     rows += part_rows(w, tiles_per_split(w, share));
   }
   const int64_t first_row = exclusive_sum<kScheduleThreads>(rows, total_rows);
@@ -98,7 +102,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
   // Items, counted, then numbered.
   rows = first_row;
   for (int64_t b = begin; b < end; ++b) {
-    const SequenceWork w = work_of(b);
+    const SequenceWork w = work_at(b);
     const int splits = w.splits(settle(w, rows));
     const int64_t items = int64_t(w.row_tiles) * splits * heads;
     split += splits > 1 ? items : 0;
@@ -108,7 +112,7 @@ __global__ void __launch_bounds__(kScheduleThreads)
   whole = total_split + exclusive_sum<kScheduleThreads>(whole, total_whole);
   rows = first_row;
   for (int64_t b = begin; b < end; ++b) {
-    const SequenceWork w = work_of(b);
+    const SequenceWork w = work_at(b);
     const int64_t row = rows;
     const int per_split = settle(w, rows), splits = w.splits(per_split);
     const int64_t items = int64_t(w.row_tiles) * splits * heads;
