@@ -78,11 +78,9 @@ SKV_DEVICE void store_part(const AttentionLaunch& launch, const AttentionItem& i
       const int row = rows.row(r, h);
       if (row >= item.num_rows) continue;
       const int64_t at = item.part_row + int64_t(part) * item.work.part_rows + row;
-      float* to =
-          launch.parts + at * kHeadDim + rows.column(0);  // one address: the others are constants away
 #pragma unroll
       for (int c = 0; c < Rows::kColumns; ++c) {
-        *reinterpret_cast<float2*>(to + (rows.column(c) - rows.column(0))) =
+        *reinterpret_cast<float2*>(launch.parts + at * kHeadDim + rows.column(c)) =
             make_float2(rows.o[r][c][2 * h], rows.o[r][c][2 * h + 1]);
       }
       if (rows.column(0) == 0) launch.part_stats[at] = make_float2(scaled_top(rows, r, h, scale2), sum);
@@ -155,11 +153,11 @@ SKV_DEVICE void store_rows(const AttentionLaunch& launch, const AttentionItem& i
       if (row >= item.num_rows) continue;
       const int of_item = item.row_begin + row, head = item.kv_head * group + of_item % group;
       const RowResult result(p.sinks, head, v_scale, rows.top[r][h], rows.sum[r][h]);
-      T* out = static_cast<T*>(p.out.data) + query_offset(p.out, item, group, row) + rows.column(0);
+      T* out = static_cast<T*>(p.out.data) + query_offset(p.out, item, group, row);
 #pragma unroll
       for (int c = 0; c < Rows::kColumns; ++c) {
-        store_pair(out + (rows.column(c) - rows.column(0)), launch.out_aligned,
-                   rows.o[r][c][2 * h] * result.factor, rows.o[r][c][2 * h + 1] * result.factor);
+        store_pair(out + rows.column(c), launch.out_aligned, rows.o[r][c][2 * h] * result.factor,
+                   rows.o[r][c][2 * h + 1] * result.factor);
       }
       if (rows.column(0) == 0 && p.lse) {
         p.lse[head * p.lse_head_stride + item.work.q_begin + of_item / group] = result.lse;
@@ -172,10 +170,10 @@ SKV_DEVICE void store_rows(const AttentionLaunch& launch, const AttentionItem& i
 // is a trip to the L2 cache: kAtOnce of them are under way together, which they are only without a branch
 // between two folds (behind one for parts that are not there each load waited for the fold before it).  Not
 // more of them, for most calls run this once a CTA, and then its instructions come from as far.
-template <class T, int kHeadDim>
+template <class T, int kHeadDim, int kAtOnce>
 SKV_DEVICE void combine_parts(const AttentionLaunch& launch, const AttentionItem& item, int group, int thread,
                               int threads) {
-  constexpr int kColumns = 4, kAtOnce = 8;
+  constexpr int kColumns = 4;
   struct Part {
     float2 stats;
     uint4 values;

@@ -245,7 +245,7 @@ SKV_DEVICE void consume(const AttentionLaunch& launch, HopperShared& shared, uns
     if (thread == 0) launch.tickets[item.first_item] = 0;  // for the next call
     by_out_type<Rows>(launch.p, [&](auto out) {
       using Out = typename decltype(out)::type;
-      combine_parts<Out, Tile::kHeadDim>(launch, item, launch.group, thread, Rows::kThreads);
+      combine_parts<Out, Tile::kHeadDim, 8>(launch, item, launch.group, thread, Rows::kThreads);
     });
   });
   c.in_turns = Rows::kThreads > kGroupThreads;

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     }
     __syncthreads();
     if (shared.is_last) {
-      combine_parts<T, kHeadDim>(launch, item, launch.group, int(threadIdx.x), kAttentionThreads);
+      combine_parts<T, kHeadDim, 4>(launch, item, launch.group, int(threadIdx.x), kAttentionThreads);
     }
   }
 }
