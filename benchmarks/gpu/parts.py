@@ -184,7 +184,7 @@ def op_steps(setting: Setting) -> list[Step]:
     if setting.emulated:
         return [pytest_step(setting, op, ops[op][:1], 200) for op in DRY_TESTS]
     steps = [pytest_step(setting, op, files, 420) for op, files in ops.items()]
-    rest = [TESTS / f"test_{name}.py" for name in ("op_errors", "op_registration", "wild_indices")]
+    rest = [TESTS / f"test_{name}.py" for name in ("op_errors", "op_errors_overlap", "op_registration", "wild_indices")]
     return sorted(steps, key=lambda s: s.name != "delta_prefill") + [pytest_step(setting, "registration", rest, 420)]
 
 
