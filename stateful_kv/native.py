@@ -5,6 +5,8 @@ import re
 
 import torch
 
+from .arguments import shown
+
 torch.ops.load_library(str(pathlib.Path(__file__).with_name("libstateful_kv_ops.so")))
 op = torch.ops.stateful_kv
 
@@ -34,21 +36,17 @@ def call(overload, *args):
 def require_tensor(op_name: str, name: str, value) -> torch.Tensor:
     """An argument from which a wrapper makes a missing output before the op can look at it."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{op_name}: {name} is {_describe(value)}, expected a tensor")
+        raise TypeError(f"{op_name}: {name} is {shown(value)}, expected a tensor")
     return value
 
 
 def require_size(op_name: str, name: str, value) -> int:
     """As require_tensor, of a dimension."""
     if not isinstance(value, int):
-        raise TypeError(f"{op_name}: {name} is {_describe(value)}, expected an int")
+        raise TypeError(f"{op_name}: {name} is {shown(value)}, expected an int")
     if value < 0:
         raise ValueError(f"{op_name}: {name} is {value}, expected at least 0")
     return value
-
-
-def _describe(value) -> str:
-    return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"
 
 
 def _raise_refusal(schema, args) -> None:
@@ -63,6 +61,6 @@ def _raise_refusal(schema, args) -> None:
         elif not (optional and value is None):
             accepted, expected = _KINDS[kind]
             if not isinstance(value, accepted):
-                raise TypeError(f"{op_name}: {argument.name} is {_describe(value)}, expected {expected}")
+                raise TypeError(f"{op_name}: {argument.name} is {shown(value)}, expected {expected}")
             if kind == "int" and not -(2**63) <= value < 2**63:
                 raise ValueError(f"{op_name}: {argument.name} is {value}, expected a number of 64 bits")

@@ -94,7 +94,7 @@ def test_no_tensor_at_all(backend, op, name):
         assert_refused(backend, op, kwargs | {name: None}, TypeError, f"{name} is None")
     if backend.name == "simt":
         return
-    for wrong, words in (([1.0], "a list"), (3, "3"), ("x", "a str")):
+    for wrong, words in (([1.0], r"\[1\.0\]"), (3, "3"), ("x", "'x'")):
         with pytest.raises(TypeError, match=rf"^{op}: {re.escape(name)} is {words}, expected a tensor$"):
             getattr(skv.ops, op)(**replace(kwargs, name, wrong))
 
@@ -105,7 +105,7 @@ def test_scalars_of_another_type():
         ("max_ngram", 2.5, TypeError, "2.5, expected an int"),
         ("max_ngram", None, TypeError, "None, expected an int"),
         ("min_ngram", 1 << 70, ValueError, f"{1 << 70}, expected a number of 64 bits"),
-        ("latest", "no", TypeError, "a str, expected a bool"),
+        ("latest", "no", TypeError, "'no', expected a bool"),
     ):
         with pytest.raises(error, match=f"^propose_drafts: {name} is {words}$"):
             skv.ops.propose_drafts(**kwargs | {name: wrong})
@@ -113,7 +113,7 @@ def test_scalars_of_another_type():
     for wrong, error in ((-1, ValueError), (None, TypeError), (1.5, TypeError)):
         with pytest.raises(error, match=f"^propose_drafts: max_drafts is {wrong}, expected"):
             skv.ops.propose_drafts(**kwargs, max_drafts=wrong)
-    with pytest.raises(TypeError, match=r"^rms_norm: epsilon is a str, expected a float$"):
+    with pytest.raises(TypeError, match=r"^rms_norm: epsilon is 'small', expected a float$"):
         skv.ops.rms_norm(**CALLS["rms_norm"]() | {"epsilon": "small"})
     with pytest.raises(TypeError, match=r"^copy_blocks: k_caches is None, expected a list of tensors$"):
         skv.ops.copy_blocks(**CALLS["copy_blocks"]() | {"k_caches": None})
@@ -131,7 +131,7 @@ def test_what_missing_outputs_are_made_from(op, outputs, name):
     """The wrapper looks at it before the op can."""
     kwargs = {k: v for k, v in CALLS[op]().items() if k not in outputs}
     for wrong in (None, [1.0]):
-        with pytest.raises(TypeError, match=f"^{op}: {name} is (None|a list), expected a tensor$"):
+        with pytest.raises(TypeError, match=f"^{op}: {name} is (None|\\[1.0\\]), expected a tensor$"):
             getattr(skv.ops, op)(**kwargs | {name: wrong})
     with pytest.raises((ValueError, TypeError), match=f"^{op}: "):
         getattr(skv.ops, op)(**kwargs | {name: torch.tensor(1, dtype=kwargs[name].dtype)})
