@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <random>
 #include <set>
 #include <vector>
 
@@ -26,6 +27,21 @@ inline uint64_t chain(uint64_t prefix_hash, int32_t token) {
 inline int32_t draw(uint64_t prefix_hash, int32_t last, int32_t before_last) {
   if ((prefix_hash >> 33) % 4 == 0) return static_cast<int32_t>((prefix_hash >> 40) % kVocab);
   return (3 * last + 5 * before_last + 1) % kVocab;
+}
+
+inline int64_t pick(std::mt19937* random, int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(*random);
+}
+
+// Tokens of a turn: but for one in `one_in` a beginning that others have too, then up to `most` of its own.
+inline std::vector<int32_t> random_delta(std::mt19937* random, int64_t one_in, int64_t most) {
+  static const std::vector<std::vector<int32_t>> kShared = {
+      {1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 3, 3}, {1, 2, 3, 4, 5}, {6, 6}};
+  std::vector<int32_t> delta;
+  if (pick(random, 1, one_in) > 1) delta = kShared[pick(random, 0, 2)];
+  for (int64_t n = pick(random, 0, most); n > 0; --n)
+    delta.push_back(static_cast<int32_t>(pick(random, 0, kVocab - 1)));
+  return delta;
 }
 
 inline std::vector<int32_t> answer(std::vector<int32_t> tokens, int64_t max_tokens, int32_t stop) {

@@ -5,41 +5,11 @@
 #include <deque>
 #include <list>
 #include <map>
-#include <new>
 #include <random>
 #include <tuple>
 
+#include "failing_memory.h"
 #include "fake_model.h"
-
-namespace memory {
-
-int64_t countdown = 0;  // the allocation at which this arrives at 0 fails; 0: none does
-bool lasting = false;   // and all after it
-bool* failed = nullptr;
-
-struct OutAt {
-  OutAt(int64_t allocation, bool lasts, bool* has_failed) {
-    countdown = allocation;
-    lasting = lasts;
-    failed = has_failed;
-  }
-  ~OutAt() { countdown = 0; }
-};
-
-}  // namespace memory
-
-// Not inlined: GCC would take malloc's memory for what an unreplaced delete gets.
-__attribute__((noinline)) void* operator new(std::size_t size) {
-  if (memory::countdown > 0 && (*memory::failed || --memory::countdown == 0)) {
-    memory::countdown = memory::lasting ? 1 : 0;
-    *memory::failed = true;
-    throw std::bad_alloc();
-  }
-  if (void* p = std::malloc(size > 0 ? size : 1)) return p;
-  throw std::bad_alloc();
-}
-__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
-__attribute__((noinline)) void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
 namespace {
 
@@ -103,9 +73,7 @@ class World {
   int64_t num_calls() const { return num_calls_; }
 
  private:
-  int64_t pick(int64_t low, int64_t high) {
-    return std::uniform_int_distribution<int64_t>(low, high)(random_);
-  }
+  int64_t pick(int64_t low, int64_t high) { return fake::pick(&random_, low, high); }
 
   skv::RuntimeOptions random_options() {
     skv::RuntimeOptions options;
@@ -232,15 +200,7 @@ class World {
     return idle.empty() ? nullptr : idle[pick(0, idle.size() - 1)];
   }
 
-  std::vector<int32_t> random_delta() {
-    static const std::vector<std::vector<int32_t>> kShared = {
-        {1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 3, 3}, {1, 2, 3, 4, 5}, {6, 6}};
-    std::vector<int32_t> delta;
-    if (pick(0, 2)) delta = kShared[pick(0, 2)];
-    for (int64_t n = pick(0, 12); n > 0; --n)
-      delta.push_back(static_cast<int32_t>(pick(0, fake::kVocab - 1)));
-    return delta;
-  }
+  std::vector<int32_t> random_delta() { return fake::random_delta(&random_, 3, 12); }
 
   void open() {
     static const std::string kSalts[] = {"", "other", "a namespace of more letters than fit into a string"};

@@ -41,9 +41,7 @@ class Fuzz {
   }
 
  private:
-  int64_t pick(int64_t low, int64_t high) {
-    return std::uniform_int_distribution<int64_t>(low, high)(random_);
-  }
+  int64_t pick(int64_t low, int64_t high) { return fake::pick(&random_, low, high); }
 
   skv::RuntimeOptions random_options() {
     skv::RuntimeOptions options;
@@ -58,15 +56,7 @@ class Fuzz {
     return options;
   }
 
-  std::vector<int32_t> random_delta() {
-    static const std::vector<std::vector<int32_t>> kShared = {
-        {1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 3, 3}, {1, 2, 3, 4, 5}, {6, 6}};
-    std::vector<int32_t> delta;
-    if (pick(0, 1)) delta = kShared[pick(0, 2)];
-    for (int64_t n = pick(0, 20); n > 0; --n)
-      delta.push_back(static_cast<int32_t>(pick(0, fake::kVocab - 1)));
-    return delta;
-  }
+  std::vector<int32_t> random_delta() { return fake::random_delta(&random_, 2, 20); }
 
   // An idle session, or 0.
   uint64_t pick_idle() {
